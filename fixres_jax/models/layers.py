@@ -1,0 +1,206 @@
+"""What every architecture is built of: Mode, BatchNorm, and convolution and pooling with torch's padding."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fixres_jax import trees
+from fixres_jax.errors import UsageError
+
+# torch's defaults, with which every released weight of the ResNet family was trained.
+BN_MOMENTUM = 0.1
+BN_EPSILON = 1e-5
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """Say how a model runs; hashable, and static wherever jax traces a function that takes it.
+
+    Attributes:
+      batch_norm: regex, matched with `re.fullmatch` against the '/' paths of BatchNorm layers
+        ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages.
+      dropout: whether dropout is active, in the architectures that have it.
+    """
+
+    batch_norm: str = ''
+    dropout: bool = False
+
+
+EVAL = Mode()
+TRAIN = Mode(batch_norm='.*', dropout=True)
+
+
+def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
+    """List the BatchNorm layers that a regex puts on batch statistics.
+
+    Args:
+      batch_stats: the model's 'batch_stats' collection, of arrays or of shapes.
+      regex: as in `Mode.batch_norm`; '' selects none.
+
+    Returns:
+      '/' paths, in the order of the tree.
+
+    Raises:
+      UsageError: when a regex that is not empty matches no layer, naming layers that come near.
+    """
+    names = tuple(name.removesuffix('/mean') for name in trees.flatten(batch_stats) if name.endswith('/mean'))
+    try:
+        selected = tuple(name for name in names if re.fullmatch(regex, name))
+    except re.error as error:
+        raise UsageError(f'batch_norm={regex!r} is not a regular expression: {error}.') from error
+    if regex and not selected:
+        near = ', '.join(difflib.get_close_matches(regex, names, n=3, cutoff=0.0))
+        raise UsageError(
+            f'batch_norm={regex!r} matches none of the {len(names)} BatchNorm layers. Near names: {near}.'
+        )
+    return selected
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
+    """Bring uint8 images to (x / 255 - mean) / std, computed in float32; only cast floating images."""
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        return images.astype(dtype)
+    if images.dtype != jnp.uint8:
+        raise UsageError(f'Images are uint8, or floating and already normalized; these are {images.dtype}.')
+    mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
+    return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Take the maximum over 3x3 windows with stride 2 and torch's padding of one pixel on every side."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+class Conv(nn.Module):
+    """Convolve without bias, with torch's explicit symmetric padding, in the dtype of the input.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: pixels of the square kernel's side, odd; the padding is half of it on every side.
+      stride: of both axes.
+      groups: of channels, as in ResNeXt.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        side = self.kernel_size
+        kernel = self.param(
+            'kernel',
+            nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),  # Kaiming, as torchvision's ResNets
+            (side, side, x.shape[-1] // self.groups, self.features),
+            jnp.float32,
+        ).astype(x.dtype)
+        if side == 1 and self.groups == 1:
+            # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of this at 73.
+            x = x[:, :: self.stride, :: self.stride]
+            return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.stride, self.stride),
+            padding=((side // 2, side // 2), (side // 2, side // 2)),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=self.groups,
+        )
+
+
+class BatchNorm(nn.Module):
+    """Normalize over batch and space, as torch does on each GPU of a data-parallel run.
+
+    The layers whose path matches `mode.batch_norm` normalize every group of `group_size` images by the
+    group's own statistics, and move the running averages by the mean over the groups of their means and
+    unbiased variances. So the result depends on the batch and the group size, never on the devices. All
+    others use the running averages. Statistics are float32; the output has the dtype of the input.
+
+    Attributes:
+      group_size: number of images that share statistics; None for the whole batch.
+      zero_scale: start from a scale of zero instead of one.
+    """
+
+    group_size: int | None = None
+    zero_scale: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        batch, *_, channels = x.shape
+        start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        scale = self.param('scale', start, (channels,), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (channels,), jnp.float32)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
+
+        per_channel = (1, 1, 1, 1, channels)
+        if re.fullmatch(mode.batch_norm, '/'.join(self.path)):
+            size = self.group_size or batch
+            groups = _group(x, size)
+            mean, var = _statistics(groups)
+            if not self.is_initializing():
+                count = size * x.shape[1] * x.shape[2]
+                _move(running_mean, mean)
+                _move(running_var, var * (count / (count - 1)))
+        else:
+            groups = x[None].astype(jnp.float32)
+            mean, var = running_mean.value.reshape(per_channel), running_var.value.reshape(per_channel)
+        factor = lax.rsqrt(var + BN_EPSILON) * scale.reshape(per_channel)
+        y = (groups - mean) * factor + bias.reshape(per_channel)
+        return y.reshape(x.shape).astype(x.dtype)
+
+
+def _group(x: jax.Array, size: int) -> jax.Array:
+    """Return float32[B / size, size, H, W, C], or refuse a batch that does not divide into such groups."""
+    batch, height, width, _ = x.shape
+    if batch % size:
+        raise UsageError(
+            f'A batch of {batch} images is not a multiple of bn_group_size={size}. Set bn_group_size to a '
+            f'divisor of {batch}, or to None for one group, or the batch size to a multiple of {size}.'
+        )
+    if size * height * width == 1:
+        raise UsageError(
+            'Batch statistics of a single value do not exist: a group of one image has reached a map of 1x1. '
+            'Raise bn_group_size or the resolution.'
+        )
+    return x.astype(jnp.float32).reshape(batch // size, size, *x.shape[1:])
+
+
+def _statistics(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return mean and biased variance of each group, float32[G, 1, 1, 1, C]."""
+    # E[x^2] - E[x]^2 reads the activations once where the two-pass variance reads them twice.
+    mean = groups.mean((1, 2, 3), keepdims=True)
+    square = jnp.square(groups).mean((1, 2, 3), keepdims=True)
+    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+
+
+def _move(running: nn.Variable, of_groups: jax.Array) -> None:
+    """Move a running average towards the mean over the groups."""
+    running.value = (1 - BN_MOMENTUM) * running.value + BN_MOMENTUM * of_groups.mean((0, 1, 2, 3))
+
+
+class Classifier(nn.Module):
+    """Map embeddings to logits in float32, with torch's default initialisation of a linear layer."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        inputs = x.shape[-1]
+        kernel = self.param('kernel', _uniform, (inputs, self.num_classes), inputs)
+        bias = self.param('bias', _uniform, (self.num_classes,), inputs)
+        return x.astype(jnp.float32) @ kernel + bias.reshape(1, -1)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
+    """Draw from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
+    bound = inputs**-0.5
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)

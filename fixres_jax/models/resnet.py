@@ -1,0 +1,159 @@
+"""ResNet, wide ResNet and ResNeXt with torchvision's structure and names ('layer4/2/bn3')."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fixres_jax.models import layers
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Downsample(nn.Module):
+    """Bring the shortcut to the shape of the block's output: a 1x1 convolution and a BatchNorm."""
+
+    features: int
+    stride: int
+    bn_group_size: int | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
+        x = layers.Conv(self.features, 1, self.stride, name='0')(x)
+        return layers.BatchNorm(self.bn_group_size, name='1')(x, mode)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut.
+
+    Attributes:
+      planes: channels of the block before its expansion.
+      inner: channels of its 3x3 convolution, which differ from `planes` in wide ResNets and ResNeXts.
+      stride: of the 3x3 convolution (the first one here).
+      groups: of the 3x3 convolution.
+      bn_group_size: as in `layers.BatchNorm`.
+      zero_init_residual: start the last BatchNorm's scale from zero.
+    """
+
+    planes: int
+    inner: int
+    stride: int
+    groups: int
+    bn_group_size: int | None
+    zero_init_residual: bool
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
+        y = layers.Conv(self.inner, 3, self.stride, self.groups, name='conv1')(x)
+        y = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(y, mode))
+        y = layers.Conv(self.planes, 3, groups=self.groups, name='conv2')(y)
+        y = layers.BatchNorm(self.bn_group_size, self.zero_init_residual, name='bn2')(y, mode)
+        if x.shape[-1] != self.planes:
+            x = Downsample(self.planes, self.stride, self.bn_group_size, name='downsample')(x, mode)
+        return nn.relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions around a shortcut; attributes as in `BasicBlock`."""
+
+    planes: int
+    inner: int
+    stride: int
+    groups: int
+    bn_group_size: int | None
+    zero_init_residual: bool
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
+        features = self.planes * self.expansion
+        y = layers.Conv(self.inner, 1, name='conv1')(x)
+        y = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(y, mode))
+        y = layers.Conv(self.inner, 3, self.stride, self.groups, name='conv2')(y)
+        y = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn2')(y, mode))
+        y = layers.Conv(features, 1, name='conv3')(y)
+        y = layers.BatchNorm(self.bn_group_size, self.zero_init_residual, name='bn3')(y, mode)
+        if x.shape[-1] != features:
+            x = Downsample(features, self.stride, self.bn_group_size, name='downsample')(x, mode)
+        return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """Blocks '0', '1', ... of one width, of which the first carries the stride."""
+
+    block: type[nn.Module]
+    depth: int
+    stride: int
+    options: tuple[tuple[str, Any], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
+        for i in range(self.depth):
+            x = self.block(stride=self.stride if i == 0 else 1, **dict(self.options), name=str(i))(x, mode)
+        return x
+
+
+class ResNet(nn.Module):
+    """Classify images of any size from MIN_RESOLUTION up.
+
+    Attributes:
+      block: BasicBlock or Bottleneck.
+      depths: number of blocks of each of the four stages.
+      groups: of the 3x3 convolutions.
+      base_width: channels of each group in the first stage, for a `width` of 64.
+      num_classes: number of logits.
+      dtype: of the activations; parameters, statistics, embeddings and logits are float32.
+      bn_group_size: number of images that share BatchNorm statistics; None for the whole batch.
+      zero_init_residual: start the last BatchNorm of every block from a scale of zero.
+      width: channels of the stem, to which all others are in proportion.
+      mean: of the RGB channels, in [0, 1].
+      std: of the RGB channels, in [0, 1].
+    """
+
+    block: type[nn.Module]
+    depths: tuple[int, ...]
+    groups: int = 1
+    base_width: int = 64
+    num_classes: int = 1000
+    dtype: Any = jnp.float32
+    bn_group_size: int | None = 64
+    zero_init_residual: bool = False
+    width: int = 64
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @nn.compact
+    def __call__(self, images: jax.Array, mode: layers.Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return logits and what they were computed from.
+
+        Args:
+          images: uint8[B, H, W, 3], normalized here, or floating and already normalized.
+          mode: which BatchNorm layers run on batch statistics.
+
+        Returns:
+          (logits float32[B, K], {'features': dtype[B, h, w, C], 'embedding': float32[B, C]}).
+
+        Raises:
+          UsageError: when batch statistics are asked of a batch that `bn_group_size` does not divide.
+        """
+        x = layers.normalize(images, self.mean, self.std, self.dtype)
+        x = layers.Conv(self.width, 7, 2, name='conv1')(x)
+        x = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(x, mode))
+        x = layers.max_pool(x)
+        for i, depth in enumerate(self.depths):
+            planes = self.width * 2**i
+            options = {
+                'planes': planes,
+                'inner': int(planes * self.base_width / 64) * self.groups,
+                'groups': self.groups,
+                'bn_group_size': self.bn_group_size,
+                'zero_init_residual': self.zero_init_residual,
+            }
+            stage = Stage(self.block, depth, 1 if i == 0 else 2, tuple(options.items()), name=f'layer{i + 1}')
+            x = stage(x, mode)
+        embedding = x.astype(jnp.float32).mean((1, 2))
+        logits = layers.Classifier(self.num_classes, name='fc')(embedding)
+        return logits, {'features': x, 'embedding': embedding}
