@@ -1,0 +1,277 @@
+"""Batches of uint8 images from a source: a pure function of (seed, step), run by grain in threads and processes.
+
+Training samples are numbered through the whole run: number = step * batch_size + position in the global batch. The number
+alone decides the epoch, the record and the random draws, so that nothing depends on hosts, workers, threads or resumes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from fixres_jax.data.sources import Source
+from fixres_jax.data.transforms import Transform, decode
+from fixres_jax.errors import RunError, UsageError
+
+CHUNK = 64  # images that a worker hands over at once: few enough to keep buffers small with many workers
+_ORDER, _AUGMENTATION = 0, 1  # random streams
+
+Batch = dict[str, Any]
+
+
+def train_batches(
+    source: Source,
+    transform: Transform,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    repeats: int = 1,
+    host: int = 0,
+    num_hosts: int = 1,
+    workers: int = 0,
+    threads: int = 4,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """Iterate over this host's share of the training batches of steps [start_step, num_steps).
+
+    Each record comes `repeats` times an epoch, its copies next to each other: they share a global batch (but for the
+    one at the border, when `repeats` does not divide `batch_size`) and are spread over the hosts.
+
+    Args:
+      source: records.
+      transform: makes uint8[R, R, 3] of an image.
+      batch_size: images a step, of all hosts together.
+      seed: of the order and the augmentation.
+      start_step: first step; a resumed run gives the number of steps it has made.
+      num_steps: end of the run.
+      repeats: copies of an image an epoch, each with its own augmentation.
+      host: this host takes samples host::num_hosts of each global batch.
+      num_hosts: hosts that share a batch.
+      workers: processes that decode; 0 for none, only threads.
+      threads: decoding threads in each process.
+      prefetch: batches held ready.
+
+    Yields:
+      {'image': uint8[b, R, R, 3], 'label': int32[b], 'mask': bool[b] (all True), 'index': int32[b] into the source}.
+
+    Raises:
+      UsageError: for arguments that do not fit together.
+      RunError: for an image that cannot be read or decoded, naming it.
+    """
+    if repeats < 1 or seed < 0 or not 0 <= start_step <= num_steps:
+        raise UsageError(
+            f'Expected repeats >= 1, seed >= 0 and 0 <= start_step <= num_steps; given repeats={repeats}, seed={seed}, '
+            f'start_step={start_step}, num_steps={num_steps}.'
+        )
+    share = _share(source, batch_size, host, num_hosts)
+    load = _TrainLoader(source, transform, share, seed, repeats)
+    return _run(load, share, start_step, num_steps, workers, threads, prefetch)
+
+
+def eval_batches(
+    source: Source,
+    transforms: Mapping[Any, Transform],
+    *,
+    batch_size: int,
+    host: int = 0,
+    num_hosts: int = 1,
+    workers: int = 0,
+    threads: int = 4,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Iterate over this host's share of a source, in order, each file decoded once for all transforms.
+
+    The last batch is padded, so that all hosts get the same number of full batches: padding has mask False and index -1.
+
+    Args:
+      source: records.
+      transforms: key -> transform, for instance test resolution -> `make_test(resolution)`.
+      batch_size: images a batch, of all hosts together.
+      host: this host takes images host::num_hosts of each global batch.
+      num_hosts: hosts that share a batch.
+      workers: processes that decode; 0 for none, only threads.
+      threads: decoding threads in each process.
+      start: first record; the ones before it are left out.
+
+    Yields:
+      {'image': {key: uint8[b, R, R, 3]}, 'label': int32[b], 'mask': bool[b], 'index': int32[b]}.
+
+    Raises:
+      UsageError, RunError: as `train_batches`.
+    """
+    share = _share(source, batch_size, host, num_hosts)
+    load = _EvalLoader(source, dict(transforms), share, start)
+    return _run(load, share, 0, -(-(len(source) - start) // batch_size), workers, threads, prefetch=2)
+
+
+def epoch_samples(num_records: int, repeats: int = 1) -> int:
+    """Return how many samples the paper counts as one epoch.
+
+    Without repeats that is each record once. With them the reference counts 5005 * 512 samples at ImageNet's size, twice
+    the records (not `repeats` times): its "120 epochs" see 240 times the number of images.
+
+    Source: Section 5 of the paper's method; imnet_resnet50_scratch/samplers.py of the reference.
+    """
+    return num_records if repeats == 1 else -(-num_records // 256) * 512
+
+
+def sample_record(sample: int, num_records: int, seed: int, repeats: int = 1) -> tuple[int, int]:
+    """Return (epoch, record index) of a training sample's number."""
+    epoch, position = divmod(sample // repeats, num_records)
+    return epoch, int(_order(num_records, seed, epoch)[position])
+
+
+def sample_rng(sample: int, seed: int) -> np.random.Generator:
+    """Return the random generator of a training sample's number, independent of all others'."""
+    return _rng(seed, sample, _AUGMENTATION)
+
+
+def _rng(seed: int, number: int, stream: int) -> np.random.Generator:
+    # Philox is keyed, not seeded: different (seed, number, stream) are different streams by construction.
+    key, counter = np.array([seed, number], np.uint64), np.array([0, 0, 0, stream], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_records: int, seed: int, epoch: int) -> np.ndarray:
+    return _rng(seed, epoch, _ORDER).permutation(num_records).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """A host's part of each global batch, cut into chunks of about `CHUNK` images."""
+
+    batch_size: int
+    host: int
+    num_hosts: int
+
+    @property
+    def size(self) -> int:
+        return self.batch_size // self.num_hosts
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.size // CHUNK)
+
+    def samples(self, chunk: int) -> range:
+        """Return the global sample numbers of a chunk; chunk numbers run on through the batches."""
+        step, part = divmod(chunk, self.num_chunks)
+        first, last = (self.size * edge // self.num_chunks for edge in (part, part + 1))
+        start = step * self.batch_size + self.host
+        return range(start + first * self.num_hosts, start + last * self.num_hosts, self.num_hosts)
+
+
+def _share(source: Source, batch_size: int, host: int, num_hosts: int) -> _Share:
+    if not len(source):
+        raise UsageError('The source is empty: there is nothing to make batches of.')
+    if batch_size < 1 or batch_size % num_hosts or not 0 <= host < num_hosts:
+        raise UsageError(
+            f'A global batch of {batch_size} cannot be shared by {num_hosts} hosts (this is host {host}); '
+            f'expected a multiple of {num_hosts}.'
+        )
+    return _Share(batch_size, host, num_hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainLoader:
+    """Make the chunk of a chunk number: the one object that travels to worker processes."""
+
+    source: Source
+    transform: Transform
+    share: _Share
+    seed: int
+    repeats: int
+
+    def __call__(self, chunk: int) -> Batch:
+        samples = self.share.samples(int(chunk))
+        records = [sample_record(sample, len(self.source), self.seed, self.repeats)[1] for sample in samples]
+        images, labels, previous = [], [], None
+        for sample, index in zip(samples, records, strict=True):
+            if index != previous:
+                image, label = _read(self.source, index)
+                previous = index
+            images.append(self.transform(image, sample_rng(sample, self.seed)))
+            labels.append(label)
+        return {
+            'image': np.stack(images),
+            'label': np.array(labels, np.int32),
+            'mask': np.ones(len(samples), bool),
+            'index': np.array(records, np.int32),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalLoader:
+    """Make the chunk of a chunk number, once through the source."""
+
+    source: Source
+    transforms: dict[Any, Transform]
+    share: _Share
+    start: int
+
+    def __call__(self, chunk: int) -> Batch:
+        records = np.array(self.share.samples(int(chunk))) + self.start
+        mask = records < len(self.source)
+        images, labels = {key: [] for key in self.transforms}, np.zeros(len(records), np.int32)
+        for place, index in enumerate(records):
+            # Padding repeats the last record: its pixels are of the right shape, and masked.
+            if mask[place] or not place:
+                image, label = _read(self.source, min(int(index), len(self.source) - 1))
+                pixels = {key: transform(image, None) for key, transform in self.transforms.items()}
+            labels[place] = label if mask[place] else 0
+            for key in images:
+                images[key].append(pixels[key])
+        return {
+            'image': {key: np.stack(stack) for key, stack in images.items()},
+            'label': labels,
+            'mask': mask,
+            'index': np.where(mask, records, -1).astype(np.int32),
+        }
+
+
+def _read(source: Source, index: int):
+    record = source[index]
+    return decode(record['encoded'], record['name'], index), record['label']
+
+
+def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int, prefetch: int) -> Iterator[Batch]:
+    """Compute chunks ahead with grain, in order, and join them to batches."""
+    num_chunks = share.num_chunks
+    ready = prefetch * num_chunks
+    data = grain.MapDataset.range(start * num_chunks, stop * num_chunks).map(load)
+    # A read buffer holds what is under way, too: in a worker that is all it should hold.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ready))
+    data = data.to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads its debug flags when it starts a worker
+        data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers)))
+    return _join(data, num_chunks, stop - start)
+
+
+def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterator[Batch]:
+    chunks = iter(data)
+    try:
+        for _ in range(num_batches):
+            yield _concatenate([next(chunks) for _ in range(num_chunks)])
+    except RunError as error:
+        raise RunError(str(error)) from None  # without the notes and frames of grain and of the worker
+    finally:
+        chunks.close()
+
+
+def _concatenate(chunks: list[Batch]) -> Batch:
+    if len(chunks) == 1:
+        return chunks[0]
+    return {
+        name: _concatenate([chunk[name] for chunk in chunks])
+        if isinstance(value, dict)
+        else np.concatenate([chunk[name] for chunk in chunks])
+        for name, value in chunks[0].items()
+    }

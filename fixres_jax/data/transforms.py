@@ -1,0 +1,336 @@
+"""From encoded bytes to uint8 squares: decoding, random training crops, test crops, fine-tuning crops.
+
+A transform is called as `transform(image, rng) -> uint8[R, R, 3]` with an RGB Pillow image or uint8[H, W, 3]. Pillow is
+the reference for every pixel, as in torchvision: antialiased filters, uint8 after each step. No transform normalizes.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+from fixres_jax.errors import RunError, UsageError, nearest
+
+INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+TEST_RATIO = 256 / 224  # resize to this multiple of the crop at every test resolution: section 2 of the paper
+MIN_SIDE = 4  # pixels; what is thinner is a spacer or a broken file, and would grow a thousandfold
+TENSORFLOW_MIN_COVERED = 0.1  # min_object_covered of the usual TensorFlow ImageNet pipelines
+
+Transform = Callable[[Image.Image | np.ndarray, np.random.Generator], np.ndarray]
+Box = tuple[int, int, int, int]
+
+
+def decode(encoded: bytes, name: str, index: int) -> Image.Image:
+    """Decode an image of any format and mode into RGB.
+
+    Greyscale is repeated, CMYK and palettes are converted, alpha is dropped, and 16-bit values keep their high byte.
+    The orientation tag is ignored, as in torchvision.
+
+    Args:
+      encoded: the file's bytes.
+      name: path or name, for the message.
+      index: number of the record, for the message.
+
+    Raises:
+      RunError: when the bytes are no image, or a broken, truncated, absurdly large or absurdly thin one.
+    """
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        if min(image.size) < MIN_SIDE:
+            raise ValueError(f'it has {image.width}x{image.height} pixels, at least {MIN_SIDE} a side are expected')
+        image.load()
+        return _to_rgb(image)
+    except Exception as error:  # Pillow's plugins raise some ten kinds of exception on bad bytes
+        reason = ' '.join(str(error).split()) if encoded else 'the file is empty'
+        if isinstance(error, Image.UnidentifiedImageError) and encoded:
+            reason = 'it is in no image format that Pillow knows'
+        raise RunError(
+            f'Image {index}, {name}, cannot be decoded: {reason}. Repair the file or take it out of the data set.'
+        ) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == 'RGB':
+        return image
+    if image.mode.startswith('I'):  # Pillow would clip 16-bit values at 255
+        high = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(high.clip(0, 255).astype(np.uint8)).convert('RGB')
+    if image.mode == 'P' and 'transparency' in image.info:
+        image = image.convert('RGBA')  # Pillow warns on the direct way
+    return image.convert('RGB')
+
+
+def random_resized_crop(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draw a training crop as torchvision's RandomResizedCrop does.
+
+    The area is uniform in `scale` times the image's, the aspect ratio log-uniform in `ratio`; after ten crops that do
+    not fit, the largest central one with an allowed aspect ratio.
+
+    Returns:
+      (left, top, right, bottom) in pixels.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(height - h + 1))
+            left = int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(width / min(ratio))
+    elif width / height > max(ratio):
+        w = round(height * max(ratio))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def distorted_bounding_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """Draw a training crop as TensorFlow's sample_distorted_bounding_box does on a whole image.
+
+    The aspect ratio is uniform in `ratio`, then the height uniform between those of the smallest and the largest area:
+    crops are smaller than torchvision's, objects in them 13 % larger. After ten misses the largest central square.
+
+    Returns:
+      (left, top, right, bottom) in pixels.
+
+    Source: GenerateRandomCrop in tensorflow/core/kernels/image/sample_distorted_bounding_box_op.cc.
+    """
+    area = width * height
+    low, high = scale[0] * area, scale[1] * area
+    for _ in range(10):
+        aspect = ratio[0] + (ratio[1] - ratio[0]) * rng.random()
+        smallest, largest = round(math.sqrt(low / aspect)), round(math.sqrt(high / aspect))
+        largest = min(largest, int((width + 0.5 - 1e-7) / aspect), height)
+        h = largest if smallest >= largest else int(rng.integers(smallest, largest + 1))
+        w = round(h * aspect)
+        if w * h < low:  # rounding may leave the allowed areas by one row
+            h += 1
+        elif w * h > high:
+            h -= 1
+        w = round(h * aspect)
+        covered = low <= w * h <= high and w * h >= TENSORFLOW_MIN_COVERED * area
+        if covered and 0 < w <= width and 0 < h <= height:
+            # The last position is never drawn there.
+            top = int(rng.integers(height - h)) if h < height else 0
+            left = int(rng.integers(width - w)) if w < width else 0
+            return left, top, left + w, top + h
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+BOXES = {'torchvision': random_resized_crop, 'tensorflow': distorted_bounding_box}
+
+
+def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Change brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order."""
+    factors = max(0.0, 1 - strength) + (1 + strength - max(0.0, 1 - strength)) * rng.random(3)
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for number in rng.permutation(3):
+        image = enhancers[number](image).enhance(float(factors[number]))
+    return image
+
+
+def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+def resize_side(resolution: int, resize_ratio: float) -> int:
+    """Return the side in pixels to resize to before a crop: `resize_ratio` times the crop, rounded down."""
+    return math.floor(resize_ratio * resolution + 1e-9)
+
+
+def _resized(image: Image.Image, side: int, resize: str, filter: Image.Resampling) -> Image.Image:
+    """Resize so that one side ('short', 'height' or 'long') has `side` pixels; the other is rounded down."""
+    width, height = image.size
+    reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
+    # An extreme aspect ratio would leave the other side without a pixel.
+    size = tuple(side if length == reference else max(1, side * length // reference) for length in (width, height))
+    return image if size == image.size else image.resize(size, filter)
+
+
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
+
+
+def _center(length: int, resolution: int) -> int:
+    """Return where a centred crop begins; negative for an image that is smaller, which is padded with zeros."""
+    if length < resolution:
+        return -((resolution - length) // 2)
+    return round((length - resolution) / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+    """Crop at random, resize, flip and jitter; made by `make_train`."""
+
+    resolution: int
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    flip: bool
+    jitter: float
+    crop: str
+    resize_ratio: float
+    filter: Image.Resampling
+
+    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        image = _as_image(image)
+        if self.crop == 'resize':
+            image = _resized(image, resize_side(self.resolution, self.resize_ratio), 'short', self.filter)
+            left, top = (int(rng.integers(length - self.resolution + 1)) for length in image.size)
+            image = image.crop((left, top, left + self.resolution, top + self.resolution))
+        else:
+            # Crop first: `resize(box=)` would look at pixels outside the crop.
+            box = BOXES[self.crop](*image.size, self.scale, self.ratio, rng)
+            image = image.crop(box).resize((self.resolution, self.resolution), self.filter)
+        if self.flip:
+            image = _flip(image, rng)
+        if self.jitter:
+            image = color_jitter(image, self.jitter, rng)
+        return np.asarray(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class TestTransform:
+    """Resize and crop the centre, the same for every call; made by `make_test`."""
+
+    __test__ = False  # not for pytest to collect
+
+    resolution: int
+    side: int
+    resize: str
+    filter: Image.Resampling
+
+    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        image = _resized(_as_image(image), self.side, self.resize, self.filter)
+        left, top = (_center(length, self.resolution) for length in image.size)
+        return np.asarray(image.crop((left, top, left + self.resolution, top + self.resolution)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedTransform:
+    """Resize, flip, jitter, and crop the centre shifted sideways at random; made by `make_finetune`."""
+
+    resolution: int
+    side: int
+    jitter: float
+    resize: str
+    filter: Image.Resampling
+
+    def __call__(self, image: Image.Image | np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        image = _resized(_as_image(image), self.side, self.resize, self.filter)
+        image = color_jitter(_flip(image, rng), self.jitter, rng)
+        left, top = (_center(length, self.resolution) for length in image.size)
+        if left > 0:
+            left += int(rng.integers(-left, left + 1))
+        return np.asarray(image.crop((left, top, left + self.resolution, top + self.resolution)))
+
+
+def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> Image.Resampling:
+    """Refuse impossible arguments; return Pillow's filter."""
+    if resolution < 1:
+        raise UsageError(f'The resolution is {resolution}; expected a positive number of pixels.')
+    if resize_ratio < 1:
+        raise UsageError(f'The resize ratio is {resize_ratio}; expected 1 or more, or the crop would not be filled.')
+    if interpolation not in INTERPOLATIONS:
+        raise UsageError(
+            f'The interpolation is {interpolation!r}; expected {" or ".join(INTERPOLATIONS)}.'
+            f'{nearest(interpolation, INTERPOLATIONS)}'
+        )
+    return INTERPOLATIONS[interpolation]
+
+
+def make_train(
+    resolution: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: bool = True,
+    jitter: float = 0.3,
+    crop: str = 'torchvision',
+    resize_ratio: float = TEST_RATIO,
+    interpolation: str = 'bilinear',
+) -> TrainTransform:
+    """Make the training transform.
+
+    Args:
+      resolution: side of the result in pixels.
+      scale: range of the crop's area as a fraction of the image's.
+      ratio: range of the crop's width / height.
+      flip: mirror half of the images.
+      jitter: strength of the changes in brightness, contrast and saturation; 0 for none.
+      crop: 'torchvision' (RandomResizedCrop), 'tensorflow' (sample_distorted_bounding_box) or 'resize' (shorter side
+        to `resize_ratio` times the resolution, then a random crop; `scale` and `ratio` are not used).
+      resize_ratio: see `crop`.
+      interpolation: 'bilinear' or 'bicubic', antialiased.
+    """
+    if crop not in (*BOXES, 'resize'):
+        raise UsageError(
+            f"The crop is {crop!r}; expected {', '.join(BOXES)} or resize.{nearest(crop, (*BOXES, 'resize'))}"
+        )
+    if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
+        raise UsageError(f'The crop has scale {scale} and ratio {ratio}; expected (low, high), scale within (0, 1].')
+    if jitter < 0:
+        raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
+    filter = _check(resolution, interpolation, resize_ratio)
+    return TrainTransform(resolution, tuple(scale), tuple(ratio), flip, jitter, crop, resize_ratio, filter)
+
+
+def make_test(
+    resolution: int,
+    resize_ratio: float = TEST_RATIO,
+    resize: str = 'short',
+    crop: bool = True,
+    interpolation: str = 'bilinear',
+) -> TestTransform:
+    """Make the test transform: torchvision's Resize and CenterCrop.
+
+    Args:
+      resolution: side of the result in pixels.
+      resize_ratio: the side resized to, as a multiple of the resolution.
+      resize: which side that is: 'short' (torchvision), or 'height' (the reference's, which pads portrait images with
+        zeros; released FixRes weights were scored so).
+      crop: False for the whole image: the longer side becomes the resolution and the rest is padded with zeros.
+      interpolation: 'bilinear' or 'bicubic', antialiased.
+    """
+    filter = _check(resolution, interpolation, resize_ratio)
+    if not crop:
+        return TestTransform(resolution, resolution, 'long', filter)
+    if resize not in ('short', 'height'):
+        raise UsageError(f"The resize is {resize!r}; expected short or height.{nearest(resize, ('short', 'height'))}")
+    return TestTransform(resolution, resize_side(resolution, resize_ratio), resize, filter)
+
+
+def make_finetune(
+    resolution: int,
+    resize_ratio: float = TEST_RATIO,
+    augmentation: str = 'test',
+    resize: str = 'short',
+    interpolation: str = 'bilinear',
+) -> Transform:
+    """Make the transform of training images for the adaptation at the test resolution.
+
+    Args:
+      resolution: side of the result in pixels.
+      resize_ratio: as in `make_test`.
+      augmentation: 'test' (the test transform), or 'v2' (flip, jitter of 0.05, centre crop shifted sideways).
+      resize: as in `make_test`.
+      interpolation: 'bilinear' or 'bicubic', antialiased.
+
+    Source: imnet_finetune/transforms.py and transforms_v2.py of the reference.
+    """
+    if augmentation == 'test':
+        return make_test(resolution, resize_ratio, resize, interpolation=interpolation)
+    if augmentation != 'v2':
+        raise UsageError(f"The augmentation is {augmentation!r}; expected test or v2.{nearest(augmentation, ('test', 'v2'))}")
+    test = make_test(resolution, resize_ratio, resize, interpolation=interpolation)
+    return ShiftedTransform(resolution, test.side, 0.05, resize, test.filter)
