@@ -1,0 +1,210 @@
+"""Models: their sizes and names, what BatchNorm does by groups and by path, what is refused."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fixres_jax import models, trees
+from fixres_jax.errors import UsageError
+from fixres_jax.models import EVAL, TRAIN, Mode
+from fixres_jax.models.layers import BatchNorm
+from fixres_jax.models.resnet import BasicBlock, ResNet
+
+NUM_PARAMETERS = {
+    'resnet18': 11_689_512,
+    'resnet34': 21_797_672,
+    'resnet50': 25_557_032,
+    'resnet101': 44_549_160,
+    'resnet152': 60_192_808,
+    'wide_resnet50_2': 68_883_240,
+    'wide_resnet101_2': 126_886_696,
+    'resnext50_32x4d': 25_028_904,
+    'resnext101_32x4d': 44_177_704,
+    'resnext101_32x8d': 88_791_336,
+    'resnext101_64x4d': 83_455_272,
+    'resnext101_32x16d': 194_026_792,
+    'resnext101_32x32d': 468_530_472,
+    'resnext101_32x48d': 828_411_176,
+}
+
+
+def shapes(name, **options):
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+    return jax.eval_shape(models.create(name, **options).init, jax.random.key(0), images, EVAL)
+
+
+def tiny(**options):
+    """Return a network of one basic block a stage, its variables and eight images."""
+    options = {'num_classes': 5, 'width': 8, 'bn_group_size': 4} | options
+    model = ResNet(BasicBlock, (1, 1, 1, 1), **options)
+    images = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), np.uint8)
+    return model, initialise(options['num_classes'], options['width']), images
+
+
+@cache  # Compiling the random draws takes seconds.
+def initialise(num_classes, width, **options):
+    model = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=num_classes, width=width, **options)
+    return jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), EVAL)
+
+
+@partial(jax.jit, static_argnums=0)
+def evaluate(model, variables, images):
+    return model.apply(variables, images, EVAL)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def train(model, variables, images, mode):
+    return model.apply(variables, images, mode, mutable=['batch_stats'])
+
+
+def test_every_model_has_its_published_number_of_parameters():
+    assert NUM_PARAMETERS.keys() == models.MODELS.keys() == models.FINETUNE.keys()
+    for name, number in NUM_PARAMETERS.items():
+        assert trees.count(shapes(name)['params']) == number, name
+
+
+def test_paths_are_the_names_of_torch():
+    names = trees.flatten(shapes('resnet50')['params'])
+    assert {'conv1/kernel', 'layer4/2/bn3/scale', 'layer1/0/downsample/0/kernel', 'fc/bias'} <= names.keys()
+    assert names['layer1/0/downsample/0/kernel'].shape == (1, 1, 64, 256)
+    assert names['fc/kernel'].shape == (2048, 1000)
+    assert 'layer1/0/downsample/0/kernel' not in trees.flatten(shapes('resnet18')['params'])
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_fine_tuning_names_the_classifier_and_the_last_batch_norm(name):
+    variables = shapes(name)
+    trees.split(variables['params'], models.FINETUNE[name]['trainable'])
+    # The blocks '0', '1', ... sort as numbers; a shortcut's BatchNorm is not the block's last.
+    last = max(layer for layer in models.batch_norm_layers(variables['batch_stats'], r'layer4/\d+/bn\d'))
+    assert models.batch_norm_layers(variables['batch_stats'], models.FINETUNE[name]['batch_norm']) == (last,)
+
+
+@pytest.mark.parametrize('size', [(32, 32), (33, 97), (64, 48)])
+def test_any_input_size(size):
+    model, variables, _ = tiny()
+    logits, endpoints = evaluate(model, variables, np.zeros((3, *size, 3), np.uint8))
+    assert logits.shape == (3, 5) and endpoints['embedding'].shape == (3, 64)
+    assert endpoints['features'].shape == (3, *(-(-side // 32) for side in size), 64)
+
+
+def test_images_are_normalized_once_and_only_when_uint8():
+    model, variables, images = tiny(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    prepared = (images / 255 - np.array([[[[0.5, 0.4, 0.3]]]])) / np.array([[[[0.2, 0.3, 0.4]]]])
+    logits, _ = evaluate(model, variables, images)
+    expected, _ = evaluate(model, variables, prepared.astype(np.float32))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match='int32'):
+        evaluate(model, variables, images.astype(np.int32))
+
+
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
+    model, variables, images = tiny(dtype=jnp.bfloat16)
+    (logits, endpoints), moved = train(model, variables, images, TRAIN)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((variables, moved)))
+    assert logits.dtype == endpoints['embedding'].dtype == jnp.float32
+    assert endpoints['features'].dtype == jnp.bfloat16
+
+
+def test_only_the_named_batch_norms_move_and_use_the_batch():
+    model, variables, images = tiny()
+    named = 'layer4/0/bn2'
+    (_, endpoints), moved = train(model, variables, images, Mode(named))
+    before, after = trees.flatten(variables['batch_stats']), trees.flatten(moved['batch_stats'])
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {f'{named}/mean', f'{named}/var'}
+    _, in_eval = evaluate(model, variables, images)
+    assert not np.allclose(endpoints['features'], in_eval['features'])
+
+
+def test_batch_norm_layers_refuses_a_regex_that_matches_nothing():
+    batch_stats = shapes('resnet50')['batch_stats']
+    assert models.batch_norm_layers(batch_stats, '') == ()
+    assert len(models.batch_norm_layers(batch_stats, '.*')) == 53
+    with pytest.raises(UsageError, match='layer4/2/bn3'):
+        models.batch_norm_layers(batch_stats, 'layer4/3/bn3')
+    with pytest.raises(UsageError, match='regular expression'):
+        models.batch_norm_layers(batch_stats, '(')
+
+
+def test_groups_are_a_loop_over_groups():
+    rng = np.random.default_rng(1)
+    x = rng.normal(3.0, 2.0, (12, 5, 7, 6)).astype(np.float32)
+    scale, bias, mean, var = rng.uniform(0.5, 2.0, (4, 6)).astype(np.float32)
+    variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': mean, 'var': var}}
+    root = Mode('.*')
+    y, moved = BatchNorm(group_size=4).apply(variables, x, root, mutable=['batch_stats'])
+    parts, means, unbiased = [], [], []
+    for group in np.split(x.astype(np.float64), 3):
+        values = group.reshape(-1, 6)
+        mean, var = values.mean(0), values.var(0)
+        parts.append((values - mean[None]) / np.sqrt(var[None] + 1e-5))
+        means.append(mean)
+        unbiased.append(values.var(0, ddof=1))
+    normalized = np.concatenate(parts).reshape(x.shape)
+    params = {key: value.reshape(1, 1, 1, 6) for key, value in variables['params'].items()}
+    np.testing.assert_allclose(y, normalized * params['scale'] + params['bias'], rtol=1e-4, atol=1e-5)
+    for name, groups in (('mean', means), ('var', unbiased)):
+        expected = 0.9 * variables['batch_stats'][name] + 0.1 * np.mean(groups, axis=0)
+        np.testing.assert_allclose(moved['batch_stats'][name], expected, rtol=1e-5, err_msg=name)
+    whole, _ = BatchNorm(group_size=None).apply(variables, x, root, mutable=['batch_stats'])
+    of_twelve, _ = BatchNorm(group_size=12).apply(variables, x, root, mutable=['batch_stats'])
+    np.testing.assert_array_equal(whole, of_twelve)
+    assert not np.allclose(whole, y, atol=1e-3)
+
+
+def test_statistics_survive_a_mean_far_from_zero():
+    x = np.random.default_rng(2).normal(100.0, 1.0, (16, 8, 8, 2)).astype(np.float32)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, EVAL)
+    y, _ = BatchNorm(group_size=16).apply(variables, x, Mode('.*'), mutable=['batch_stats'])
+    np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), 1.0, rtol=1e-2)
+
+
+def test_zero_init_residual_starts_from_identity_blocks():
+    params = trees.flatten(initialise(5, 8, zero_init_residual=True)['params'])
+    zero = {name for name in params if name.endswith('scale') and not np.any(params[name])}
+    assert zero == {name for name in params if name.endswith('bn2/scale')}
+
+
+def test_initialisation_has_the_spread_of_torch():
+    params = trees.flatten(initialise(1000, 64)['params'])
+    for name in ('conv1/kernel', 'layer3/0/conv2/kernel', 'layer4/0/downsample/0/kernel'):
+        height, width, _, features = params[name].shape
+        np.testing.assert_allclose(np.std(params[name]), np.sqrt(2 / (height * width * features)), rtol=0.03)
+    bound = 512**-0.5
+    for name in ('fc/kernel', 'fc/bias'):
+        assert np.abs(params[name]).max() <= bound
+        np.testing.assert_allclose(np.std(params[name]), bound / np.sqrt(3), rtol=0.1)
+
+
+def test_models_are_equal_when_created_alike():
+    assert models.create('resnet50') == models.create('resnet50')
+    assert hash(models.create('resnet50')) == hash(models.create('resnet50', mean=list(models.IMAGENET_MEAN)))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'name': 'resnet5'}, "Did you mean 'resnet50'"),
+        ({'name': 'resnet50', 'num_classes': 0}, 'num_classes=0'),
+        ({'name': 'resnet50', 'bn_group_size': 0}, 'bn_group_size=0'),
+        ({'name': 'resnext50_32x4d', 'width': 8}, 'width is at least 16'),
+    ],
+)
+def test_create_refuses(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        models.create(**arguments)
+
+
+def test_a_batch_that_groups_do_not_divide_is_refused():
+    model, variables, images = tiny(bn_group_size=3)
+    evaluate(model, variables, images)
+    with pytest.raises(UsageError, match='batch of 8 images is not a multiple of bn_group_size=3'):
+        train(model, variables, images, TRAIN)
+    model, variables, images = tiny(bn_group_size=1)
+    with pytest.raises(UsageError, match='single value'):
+        train(model, variables, images[:, :32, :32], TRAIN)
