@@ -1,7 +1,8 @@
-"""Batches of uint8 images from a source: a pure function of (seed, step), run by grain in threads and processes.
+"""Batches of uint8 images from a source: a pure function of (seed, step), run by grain.
 
-Training samples are numbered through the whole run: number = step * batch_size + position in the global batch. The number
-alone decides the epoch, the record and the random draws, so that nothing depends on hosts, workers, threads or resumes.
+Training samples are numbered through the whole run: number = step * batch_size + position in the global
+batch. The number alone decides the epoch, the record and the random draws, so that nothing depends on hosts,
+workers, threads or resumes.
 """
 
 import dataclasses
@@ -40,8 +41,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Iterate over this host's share of the training batches of steps [start_step, num_steps).
 
-    Each record comes `repeats` times an epoch, its copies next to each other: they share a global batch (but for the
-    one at the border, when `repeats` does not divide `batch_size`) and are spread over the hosts.
+    Each record comes `repeats` times an epoch, its copies next to each other: they share a global batch (but
+    for the one at the border, when `repeats` does not divide `batch_size`) and are spread over the hosts.
 
     Args:
       source: records.
@@ -58,7 +59,8 @@ def train_batches(
       prefetch: batches held ready.
 
     Yields:
-      {'image': uint8[b, R, R, 3], 'label': int32[b], 'mask': bool[b] (all True), 'index': int32[b] into the source}.
+      {'image': uint8[b, R, R, 3], 'label': int32[b], 'mask': bool[b], 'index': int32[b]}: the mask is all
+      True, the index is that of the record in `source`.
 
     Raises:
       UsageError: for arguments that do not fit together.
@@ -66,8 +68,8 @@ def train_batches(
     """
     if repeats < 1 or seed < 0 or not 0 <= start_step <= num_steps:
         raise UsageError(
-            f'Expected repeats >= 1, seed >= 0 and 0 <= start_step <= num_steps; given repeats={repeats}, seed={seed}, '
-            f'start_step={start_step}, num_steps={num_steps}.'
+            f'Expected repeats >= 1, seed >= 0 and 0 <= start_step <= num_steps; given repeats={repeats}, '
+            f'seed={seed}, start_step={start_step}, num_steps={num_steps}.'
         )
     share = _share(source, batch_size, host, num_hosts)
     load = _TrainLoader(source, transform, share, seed, repeats)
@@ -87,7 +89,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Iterate over this host's share of a source, in order, each file decoded once for all transforms.
 
-    The last batch is padded, so that all hosts get the same number of full batches: padding has mask False and index -1.
+    The last batch is padded, so that all hosts get the same number of full batches: padding has mask False
+    and index -1.
 
     Args:
       source: records.
@@ -113,8 +116,8 @@ def eval_batches(
 def epoch_samples(num_records: int, repeats: int = 1) -> int:
     """Return how many samples the paper counts as one epoch.
 
-    Without repeats that is each record once. With them the reference counts 5005 * 512 samples at ImageNet's size, twice
-    the records (not `repeats` times): its "120 epochs" see 240 times the number of images.
+    Without repeats that is each record once. With them the reference counts 5005 * 512 samples at ImageNet's
+    size, twice the records (not `repeats` times): its "120 epochs" see 240 times the number of images.
 
     Source: Section 5 of the paper's method; imnet_resnet50_scratch/samplers.py of the reference.
     """
@@ -240,18 +243,24 @@ def _read(source: Source, index: int):
     return decode(record['encoded'], record['name'], index), record['label']
 
 
-def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int, prefetch: int) -> Iterator[Batch]:
+def _run(
+    load, share: _Share, start: int, stop: int, workers: int, threads: int, prefetch: int
+) -> Iterator[Batch]:
     """Compute chunks ahead with grain, in order, and join them to batches."""
     num_chunks = share.num_chunks
     ready = prefetch * num_chunks
     data = grain.MapDataset.range(start * num_chunks, stop * num_chunks).map(load)
     # A read buffer holds what is under way, too: in a worker that is all it should hold.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ready))
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ready)
+    )
     data = data.to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its debug flags when it starts a worker
-        data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers)))
+        data = data.mp_prefetch(
+            grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers))
+        )
     return _join(data, num_chunks, stop - start)
 
 

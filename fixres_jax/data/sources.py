@@ -1,7 +1,7 @@
 """Random-access sources of encoded images: folders of class folders, and views on any source.
 
-A source has `len(source)`, `source[i] -> {'encoded': bytes, 'label': int, 'name': str}`, `source.labels` (int32[N]) and
-`source.class_names` (one name a label). Sources are small and picklable: worker processes get a copy.
+A source has `len(source)`, `source[i] -> {'encoded': bytes, 'label': int, 'name': str}`, `source.labels`
+(int32[N]) and `source.class_names` (one name a label). Sources are small and picklable: workers get a copy.
 """
 
 import dataclasses
@@ -36,14 +36,17 @@ def create(spec: str, split: str) -> Source:
 
     Args:
       spec: a folder (local or gs://) that holds one folder per split, each with a folder per class.
-      split: the split's name ('train', 'val', 'test' or its usual synonyms); '' when `spec` holds the class folders.
+      split: the split's name ('train', 'val', 'test' or its usual synonyms); '' when `spec` itself holds the
+        class folders.
 
     Raises:
       UsageError: when the folder, the split or its images are not there.
     """
     root = epath.Path(spec).expanduser()
     if not spec or not root.is_dir():
-        raise UsageError(f'There is no folder {spec!r}. Give a folder with one folder per split, or mount it.')
+        raise UsageError(
+            f'There is no folder {spec!r}. Give a folder with one folder per split, or mount it.'
+        )
     return ImageFolder(root / _find_split(root, split) if split else root)
 
 
@@ -55,7 +58,8 @@ def _find_split(root: epath.Path, split: str) -> str:
         if name in found:
             return name
     raise UsageError(
-        f'{root} has no split {split!r}; its folders are {", ".join(found[:8]) or "none"}.{nearest(split, found)}'
+        f'{root} has no split {split!r}; its folders are {", ".join(found[:8]) or "none"}.'
+        f'{nearest(split, found)}'
     )
 
 
@@ -100,9 +104,13 @@ class ImageFolder:
 def _folders(path: epath.Path) -> list[str]:
     """Return the sorted names of the folders in a folder, hidden ones left out."""
     try:
-        return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith('.') and entry.is_dir())
+        return sorted(
+            entry.name for entry in path.iterdir() if not entry.name.startswith('.') and entry.is_dir()
+        )
     except OSError as error:
-        raise UsageError(f'{path} cannot be listed: {error.strerror or error}. Check its permissions.') from error
+        raise UsageError(
+            f'{path} cannot be listed: {error.strerror or error}. Check its permissions.'
+        ) from error
 
 
 def _check_case(path: epath.Path, names: Sequence[str]) -> None:
@@ -110,7 +118,9 @@ def _check_case(path: epath.Path, names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if other := seen.setdefault(name.casefold(), name) if name.casefold() in seen else None:
-            raise UsageError(f'{path} has classes {other!r} and {name!r}, which differ in case only. Rename or merge them.')
+            raise UsageError(
+                f'{path} has classes {other!r} and {name!r}, which differ in case only. Rename or merge them.'
+            )
         seen[name.casefold()] = name
 
 
@@ -118,7 +128,9 @@ def _list_images(folder: epath.Path) -> list[str]:
     """Return the sorted paths of the images in a class folder, relative to it."""
 
     def refuse(error: OSError) -> None:
-        raise UsageError(f'{error.filename} cannot be listed: {error.strerror}. Check its permissions.') from error
+        raise UsageError(
+            f'{error.filename} cannot be listed: {error.strerror}. Check its permissions.'
+        ) from error
 
     files = []
     for place, _, names in folder.walk(on_error=refuse):
@@ -126,7 +138,9 @@ def _list_images(folder: epath.Path) -> list[str]:
         prefix = f'{prefix}/' if prefix else ''
         files += [prefix + name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != '.']
     if not files:
-        raise UsageError(f'The class folder {folder} holds no images. Remove it, or add files such as image.jpg.')
+        raise UsageError(
+            f'The class folder {folder} holds no images. Remove it, or add files such as image.jpg.'
+        )
     return sorted(files)
 
 
@@ -173,7 +187,9 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Source:
     """Return a view on the records with the given indices, int[M], in that order."""
     indices = np.asarray(indices, dtype=np.int64).reshape(-1)
     if indices.size and not 0 <= indices.min() <= indices.max() < len(source):
-        raise UsageError(f'Indices {indices.min()} to {indices.max()} do not fit a source of {len(source)} records.')
+        raise UsageError(
+            f'Indices {indices.min()} to {indices.max()} do not fit a source of {len(source)} records.'
+        )
     return Subset(source, indices.astype(np.int32))
 
 

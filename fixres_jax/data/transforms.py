@@ -1,13 +1,14 @@
 """From encoded bytes to uint8 squares: decoding, random training crops, test crops, fine-tuning crops.
 
-A transform is called as `transform(image, rng) -> uint8[R, R, 3]` with an RGB Pillow image or uint8[H, W, 3]. Pillow is
-the reference for every pixel, as in torchvision: antialiased filters, uint8 after each step. No transform normalizes.
+A transform is called as `transform(image, rng) -> uint8[R, R, 3]` with an RGB Pillow image or uint8[H, W, 3].
+Pillow is the reference for every pixel, as in torchvision: antialiased filters, uint8 after each step. No
+transform normalizes.
 """
 
 import dataclasses
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -26,8 +27,8 @@ Box = tuple[int, int, int, int]
 def decode(encoded: bytes, name: str, index: int) -> Image.Image:
     """Decode an image of any format and mode into RGB.
 
-    Greyscale is repeated, CMYK and palettes are converted, alpha is dropped, and 16-bit values keep their high byte.
-    The orientation tag is ignored, as in torchvision.
+    Greyscale is repeated, CMYK and palettes are converted, alpha is dropped, and 16-bit values keep their
+    high byte. The orientation tag is ignored, as in torchvision.
 
     Args:
       encoded: the file's bytes.
@@ -40,7 +41,9 @@ def decode(encoded: bytes, name: str, index: int) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(encoded))
         if min(image.size) < MIN_SIDE:
-            raise ValueError(f'it has {image.width}x{image.height} pixels, at least {MIN_SIDE} a side are expected')
+            raise ValueError(
+                f'it has {image.width}x{image.height} pixels, at least {MIN_SIDE} a side are expected'
+            )
         image.load()
         return _to_rgb(image)
     except Exception as error:  # Pillow's plugins raise some ten kinds of exception on bad bytes
@@ -48,7 +51,8 @@ def decode(encoded: bytes, name: str, index: int) -> Image.Image:
         if isinstance(error, Image.UnidentifiedImageError) and encoded:
             reason = 'it is in no image format that Pillow knows'
         raise RunError(
-            f'Image {index}, {name}, cannot be decoded: {reason}. Repair the file or take it out of the data set.'
+            f'Image {index}, {name}, cannot be decoded: {reason}. '
+            'Repair the file or take it out of the data set.'
         ) from error
 
 
@@ -68,8 +72,8 @@ def random_resized_crop(
 ) -> Box:
     """Draw a training crop as torchvision's RandomResizedCrop does.
 
-    The area is uniform in `scale` times the image's, the aspect ratio log-uniform in `ratio`; after ten crops that do
-    not fit, the largest central one with an allowed aspect ratio.
+    The area is uniform in `scale` times the image's, the aspect ratio log-uniform in `ratio`; after ten crops
+    that do not fit, the largest central one with an allowed aspect ratio.
 
     Returns:
       (left, top, right, bottom) in pixels.
@@ -97,8 +101,9 @@ def distorted_bounding_box(
 ) -> Box:
     """Draw a training crop as TensorFlow's sample_distorted_bounding_box does on a whole image.
 
-    The aspect ratio is uniform in `ratio`, then the height uniform between those of the smallest and the largest area:
-    crops are smaller than torchvision's, objects in them 13 % larger. After ten misses the largest central square.
+    The aspect ratio is uniform in `ratio`, then the height uniform between those of the smallest and the
+    largest area: crops are smaller than torchvision's, objects in them 13 % larger. After ten misses the
+    largest central square.
 
     Returns:
       (left, top, right, bottom) in pixels.
@@ -133,10 +138,15 @@ BOXES = {'torchvision': random_resized_crop, 'tensorflow': distorted_bounding_bo
 
 
 def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
-    """Change brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in random order."""
-    factors = max(0.0, 1 - strength) + (1 + strength - max(0.0, 1 - strength)) * rng.random(3)
+    """Change brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in any order."""
+    low, high = max(0.0, 1 - strength), 1 + strength
+    return adjust_colors(image, low + (high - low) * rng.random(3), rng.permutation(3))
+
+
+def adjust_colors(image: Image.Image, factors: Sequence[float], order: Sequence[int]) -> Image.Image:
+    """Multiply brightness (0), contrast (1) and saturation (2) by their factors, in the given order."""
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for number in rng.permutation(3):
+    for number in order:
         image = enhancers[number](image).enhance(float(factors[number]))
     return image
 
@@ -155,7 +165,9 @@ def _resized(image: Image.Image, side: int, resize: str, filter: Image.Resamplin
     width, height = image.size
     reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
     # An extreme aspect ratio would leave the other side without a pixel.
-    size = tuple(side if length == reference else max(1, side * length // reference) for length in (width, height))
+    size = tuple(
+        side if length == reference else max(1, side * length // reference) for length in (width, height)
+    )
     return image if size == image.size else image.resize(size, filter)
 
 
@@ -164,7 +176,7 @@ def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def _center(length: int, resolution: int) -> int:
-    """Return where a centred crop begins; negative for an image that is smaller, which is padded with zeros."""
+    """Return where a centred crop begins; negative for a smaller image, which is padded with zeros."""
     if length < resolution:
         return -((resolution - length) // 2)
     return round((length - resolution) / 2)
@@ -241,7 +253,9 @@ def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> Im
     if resolution < 1:
         raise UsageError(f'The resolution is {resolution}; expected a positive number of pixels.')
     if resize_ratio < 1:
-        raise UsageError(f'The resize ratio is {resize_ratio}; expected 1 or more, or the crop would not be filled.')
+        raise UsageError(
+            f'The resize ratio is {resize_ratio}; expected 1 or more, or the crop would not be filled.'
+        )
     if interpolation not in INTERPOLATIONS:
         raise UsageError(
             f'The interpolation is {interpolation!r}; expected {" or ".join(INTERPOLATIONS)}.'
@@ -268,17 +282,20 @@ def make_train(
       ratio: range of the crop's width / height.
       flip: mirror half of the images.
       jitter: strength of the changes in brightness, contrast and saturation; 0 for none.
-      crop: 'torchvision' (RandomResizedCrop), 'tensorflow' (sample_distorted_bounding_box) or 'resize' (shorter side
-        to `resize_ratio` times the resolution, then a random crop; `scale` and `ratio` are not used).
+      crop: 'torchvision' (RandomResizedCrop), 'tensorflow' (sample_distorted_bounding_box) or 'resize'
+        (shorter side to `resize_ratio` times the resolution, then a random crop; `scale` and `ratio` are not
+        used).
       resize_ratio: see `crop`.
       interpolation: 'bilinear' or 'bicubic', antialiased.
     """
     if crop not in (*BOXES, 'resize'):
         raise UsageError(
-            f"The crop is {crop!r}; expected {', '.join(BOXES)} or resize.{nearest(crop, (*BOXES, 'resize'))}"
+            f'The crop is {crop!r}; expected {", ".join(BOXES)} or resize.{nearest(crop, (*BOXES, "resize"))}'
         )
     if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-        raise UsageError(f'The crop has scale {scale} and ratio {ratio}; expected (low, high), scale within (0, 1].')
+        raise UsageError(
+            f'The crop has scale {scale} and ratio {ratio}; expected (low, high), scale within (0, 1].'
+        )
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
     filter = _check(resolution, interpolation, resize_ratio)
@@ -297,16 +314,18 @@ def make_test(
     Args:
       resolution: side of the result in pixels.
       resize_ratio: the side resized to, as a multiple of the resolution.
-      resize: which side that is: 'short' (torchvision), or 'height' (the reference's, which pads portrait images with
-        zeros; released FixRes weights were scored so).
-      crop: False for the whole image: the longer side becomes the resolution and the rest is padded with zeros.
+      resize: which side that is: 'short' (torchvision), or 'height' (the reference's, which pads portrait
+        images with zeros; released FixRes weights were scored so).
+      crop: False for the whole image: the longer side becomes the resolution, the rest is padded with zeros.
       interpolation: 'bilinear' or 'bicubic', antialiased.
     """
     filter = _check(resolution, interpolation, resize_ratio)
     if not crop:
         return TestTransform(resolution, resolution, 'long', filter)
     if resize not in ('short', 'height'):
-        raise UsageError(f"The resize is {resize!r}; expected short or height.{nearest(resize, ('short', 'height'))}")
+        raise UsageError(
+            f'The resize is {resize!r}; expected short or height.{nearest(resize, ("short", "height"))}'
+        )
     return TestTransform(resolution, resize_side(resolution, resize_ratio), resize, filter)
 
 
@@ -331,6 +350,9 @@ def make_finetune(
     if augmentation == 'test':
         return make_test(resolution, resize_ratio, resize, interpolation=interpolation)
     if augmentation != 'v2':
-        raise UsageError(f"The augmentation is {augmentation!r}; expected test or v2.{nearest(augmentation, ('test', 'v2'))}")
+        raise UsageError(
+            f'The augmentation is {augmentation!r}; expected test or v2.'
+            f'{nearest(augmentation, ("test", "v2"))}'
+        )
     test = make_test(resolution, resize_ratio, resize, interpolation=interpolation)
     return ShiftedTransform(resolution, test.side, 0.05, resize, test.filter)

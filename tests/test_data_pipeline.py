@@ -1,0 +1,159 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.errors import RunError, UsageError
+
+TRAIN = transforms.make_train(32)
+
+
+@pytest.fixture(scope='module')
+def source(tiny_folder):
+    return sources.create(str(tiny_folder), 'train')
+
+
+def train(source, **arguments):
+    arguments = {'batch_size': 16, 'seed': 5, 'start_step': 0, 'num_steps': 9} | arguments
+    return list(pipeline.train_batches(source, TRAIN, **arguments))
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def interleave(shares):
+    """Join what hosts got of one batch: host h has samples h::num_hosts."""
+    return {name: np.stack([share[name] for share in shares], axis=1).reshape(-1, *shares[0][name].shape[1:])
+            for name in shares[0]}  # fmt: skip
+
+
+def test_batches_have_the_promised_form(source):
+    batch = train(source, num_steps=1)[0]
+    assert {name: (value.dtype, value.shape) for name, value in batch.items()} == {
+        'image': (np.uint8, (16, 32, 32, 3)),
+        'label': (np.int32, (16,)),
+        'mask': (bool, (16,)),
+        'index': (np.int32, (16,)),
+    }
+    assert batch['mask'].all() and (batch['label'] == source.labels[batch['index']]).all()
+
+
+@pytest.mark.parametrize('repeats', [1, 2, 3])
+def test_each_image_once_an_epoch_times_its_repeats(source, repeats):
+    steps = 3 * repeats
+    batches = train(source, num_steps=2 * steps, repeats=repeats)
+    epochs = [np.concatenate([batch['index'] for batch in part]) for part in (batches[:steps], batches[steps:])]
+    for epoch in epochs:
+        assert np.bincount(epoch).tolist() == [repeats] * 48
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert epochs[0].tolist() != sorted(epochs[0])
+
+
+def test_copies_share_a_batch_and_differ(source):
+    for batch in train(source, batch_size=24, repeats=3, num_steps=6):
+        index, copies = np.unique(batch['index'], return_counts=True)
+        assert (copies == 3).all()
+        images = batch['image'][batch['index'] == index[0]]
+        assert len({image.tobytes() for image in images}) == 3
+
+
+@pytest.mark.parametrize('workers', [1, 2])
+def test_workers_change_nothing(source, workers):
+    assert_equal(train(source), train(source, workers=workers))
+
+
+def test_threads_chunks_and_batch_size_change_nothing(source, monkeypatch):
+    reference = train(source, threads=1)
+    monkeypatch.setattr(pipeline, 'CHUNK', 5)
+    assert_equal(reference, train(source, threads=3))
+    wide = train(source, batch_size=48, num_steps=3)
+    for name in ('image', 'index'):
+        assert np.array_equal(*(np.concatenate([batch[name] for batch in part]) for part in (reference, wide)))
+
+
+@pytest.mark.parametrize('num_hosts', [2, 4])
+@pytest.mark.parametrize('repeats', [1, 3])
+def test_hosts_together_are_one_host(source, num_hosts, repeats):
+    shares = [train(source, host=host, num_hosts=num_hosts, repeats=repeats) for host in range(num_hosts)]
+    assert shares[0][0]['image'].shape[0] == 16 // num_hosts
+    assert_equal(train(source, repeats=repeats), [interleave(parts) for parts in zip(*shares, strict=True)])
+
+
+def test_resumed_run_continues(source):
+    assert_equal(train(source)[4:], train(source, start_step=4))
+
+
+def test_seeds_and_samples_have_their_own_randomness(source):
+    first, second = train(source, num_steps=1), train(source, num_steps=1, seed=6)
+    assert not np.array_equal(first[0]['index'], second[0]['index'])
+    draws = {
+        pipeline.sample_rng(sample, seed).integers(2**62)
+        for sample, seed in itertools.product(range(500), range(4))
+    }
+    assert len(draws) == 2000
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('batch_size', [4, 7, 24])
+def test_evaluation_sees_every_image_once_on_any_number_of_hosts(tiny_folder, batch_size, workers):
+    source = sources.create(str(tiny_folder), 'val')
+    two = {16: transforms.make_test(16), 24: transforms.make_test(24)}
+    batches = list(pipeline.eval_batches(source, two, batch_size=batch_size, workers=workers))
+    index, mask = (np.concatenate([batch[name] for batch in batches]) for name in ('index', 'mask'))
+    assert index[mask].tolist() == list(range(24)) and (index[~mask] == -1).all()
+    assert all(batch['image'][size].shape == (batch_size, size, size, 3) for batch in batches for size in two)
+    image = transforms.decode(source[5]['encoded'], '', 5)
+    step, place = divmod(5, batch_size)
+    assert np.array_equal(batches[step]['image'][24][place], two[24](image))
+    assert batches[step]['label'][place] == source.labels[5]
+
+
+def test_evaluation_on_two_hosts_and_from_the_middle(tiny_folder):
+    source = sources.create(str(tiny_folder), 'val')
+    two = {16: transforms.make_test(16)}
+    shares = [list(pipeline.eval_batches(source, two, batch_size=10, host=host, num_hosts=2)) for host in (0, 1)]
+    assert [len(share) for share in shares] == [3, 3]
+    seen = [batch['index'][batch['mask']].tolist() for share in shares for batch in share]
+    assert sorted(sum(seen, [])) == list(range(24))
+    late = list(pipeline.eval_batches(source, two, batch_size=10, start=17))
+    assert late[0]['index'].tolist() == [*range(17, 24), -1, -1, -1] and len(late) == 1
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_bad_image_stops_the_run_with_one_line(tiny_folder, tmp_path, workers):
+    for number, path in enumerate(sorted((tiny_folder / 'val' / 'ant').iterdir())):
+        (tmp_path / 'ant').mkdir(exist_ok=True)
+        data = path.read_bytes()
+        (tmp_path / 'ant' / path.name).write_bytes(data if number != 3 else data[:300])
+    source = sources.create(str(tmp_path), '')
+    for batches in (
+        pipeline.eval_batches(source, {16: transforms.make_test(16)}, batch_size=6, workers=workers),
+        pipeline.train_batches(source, TRAIN, batch_size=6, seed=0, start_step=0, num_steps=2, workers=workers),
+    ):
+        with pytest.raises(RunError) as caught:
+            list(batches)
+        message = str(caught.value)
+        assert message.startswith(f'Image 3, {tmp_path}/ant/val_03.jpg, cannot be decoded') and '\n' not in message
+        assert not getattr(caught.value, '__notes__', None) and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize('arguments', [
+    {'batch_size': 15, 'num_hosts': 2}, {'host': 2, 'num_hosts': 2}, {'repeats': 0}, {'seed': -1}, {'start_step': 10},
+])  # fmt: skip
+def test_impossible_arguments_are_refused(source, arguments):
+    with pytest.raises(UsageError):
+        train(source, **arguments)
+
+
+def test_empty_source_is_refused(source):
+    with pytest.raises(UsageError, match='empty'):
+        train(sources.subset(source, []))
+
+
+def test_the_papers_epoch():
+    assert pipeline.epoch_samples(1_281_167, repeats=3) == 5005 * 512
+    assert pipeline.epoch_samples(1_281_167) == 1_281_167
