@@ -134,7 +134,7 @@ def test_shifted_crop_moves_sideways_only():
     rows = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 128, 3))
     transform = transforms.ShiftedTransform(56, 64, 0.0, 'short', transforms.INTERPOLATIONS['bilinear'])
     starts = set()
-    for seed in range(300):
+    for seed in range(900):
         shifted = transform(columns, np.random.default_rng(seed))
         starts.add(int(shifted.min()) // 2)
         assert (transform(rows, np.random.default_rng(seed)) == rows[4:60, 36:92]).all()
@@ -178,7 +178,7 @@ def test_every_mode_becomes_rgb(odd_images):
         assert image.mode == 'RGB'
         pixels = np.asarray(image).astype(int)
         if path.name in ('png_inside.JPEG', 'alpha.png', 'palette_transparent.png', 'palette.png', 'exif_rotated.jpg'):
-            assert pixels.shape == photo.shape and np.abs(pixels - photo).mean() < 22, path
+            assert pixels.shape == photo.shape and np.abs(pixels - photo).mean() < 30, path
         if path.name in ('grey.jpg', 'grey_alpha.png'):
             assert np.abs(pixels - grey[..., None]).mean() < 2, path
         if path.name == 'sixteen_bit.png':

@@ -47,7 +47,7 @@ def decode(encoded: bytes, name: str, index: int) -> Image.Image:
         image.load()
         return _to_rgb(image)
     except Exception as error:  # Pillow's plugins raise some ten kinds of exception on bad bytes
-        reason = ' '.join(str(error).split()) if encoded else 'the file is empty'
+        reason = ' '.join(str(error).split()).rstrip('.') if encoded else 'the file is empty'
         if isinstance(error, Image.UnidentifiedImageError) and encoded:
             reason = 'it is in no image format that Pillow knows'
         raise RunError(
