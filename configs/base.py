@@ -1,0 +1,83 @@
+"""Every field of every config, with its default. Other configs start from this one and change what they need.
+
+Not a run by itself: data.source is empty.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Return the defaults: the paper's recipe for a ResNet-50 at 224."""
+    c = ConfigDict()
+    c.task = 'recipe'  # recipe (all phases), train, finetune, evaluate
+    c.seed = 0  # of weights, order of images, augmentation and held-out images
+    c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
+    c.reset_head = False  # with init_from: start a fresh classifier, for other classes
+    c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
+    c.checkpoint_every_steps = 0  # 0: once per pass over the training images
+    c.keep_checkpoints = 2  # newest checkpoints kept
+
+    c.model = ConfigDict()
+    c.model.name = 'resnet50'  # a name of fixres_jax.models.MODELS
+    c.model.num_classes = 0  # 0: as many as the data has
+    c.model.width = 64  # channels of the stem; 64 is the published network
+    c.model.dtype = 'auto'  # of activations: float32, bfloat16; auto: bfloat16 where there is an accelerator
+    c.model.bn_group_size = (
+        64  # images that share BatchNorm statistics (the reference's per-GPU batch); 0: the whole batch
+    )
+    c.model.zero_init_residual = False  # last scale of each block starts at zero; the paper's recipe does not
+
+    c.data = ConfigDict()
+    c.data.source = ''  # folder with a folder per split, of class folders; 'drawings' for the embedded data set
+    c.data.train_split = 'train'  # folder of the training split
+    c.data.test_split = 'val'  # folder of the split that the final numbers come from
+    c.data.held_out_fraction = 0.02  # of the training images, kept from training to choose the test resolution on
+    c.data.mean = ()  # of each channel, 0 to 1; (): that of init_from, or ImageNet's
+    c.data.std = ()  # likewise
+    c.data.workers = 0  # processes that read images; 0: threads of this process only
+    c.data.threads = 4  # threads that read images, in each process
+    c.data.drawings = ConfigDict()
+    c.data.drawings.train = 3000  # images of the embedded data set
+    c.data.drawings.val = 2000  # likewise
+
+    c.train = ConfigDict()
+    c.train.resolution = 224  # pixels of the square crop
+    c.train.epochs = 240.0  # passes over the training images; 0: init_from is trained already
+    c.train.batch_size = 512  # global
+    c.train.repeats = 1  # copies of an image in a batch, each augmented by itself
+    c.train.lr = 0.02  # base learning rate
+    c.train.lr_rule = 'fixres'  # fixres: 8 * lr * batch / 512; batch/256: lr * batch / 256; none: lr
+    c.train.schedule = 'step'  # step, cosine, constant
+    c.train.decay_every_epochs = 60.0  # of schedule=step, which divides the learning rate by ten
+    c.train.warmup_epochs = 0.0  # of linear rise
+    c.train.momentum = 0.9
+    c.train.weight_decay = 1e-4  # on every trained parameter
+    c.train.label_smoothing = 0.0  # share of the target spread over all classes
+    c.train.trainable = '.*'  # regex of the parameters that train
+    c.train.batch_norm = '.*'  # regex of the BatchNorm layers on batch statistics
+    c.train.scale = (0.08, 1.0)  # of RandomResizedCrop: range of the crop's area over the image's
+    c.train.ratio = (3 / 4, 4 / 3)  # of RandomResizedCrop: range of width over height
+    c.train.flip = True  # horizontally, half of the time
+    c.train.jitter = 0.3  # of brightness, contrast and saturation
+
+    c.test = ConfigDict()
+    c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images
+    c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
+    c.test.resize_ratio = 0.0  # shorter side over crop; 0: that of init_from, or 256/224
+    c.test.batch_size = 256  # global
+
+    c.finetune = ConfigDict()
+    c.finetune.augmentation = 'test'  # test: the test transform; v2: flip, jitter 0.05, horizontally shifted crop
+    c.finetune.epochs = 56.0  # passes over the training images
+    c.finetune.batch_size = 512  # global
+    c.finetune.lr = 1e-3  # base learning rate
+    c.finetune.lr_rule = 'fixres'
+    c.finetune.schedule = 'step'
+    c.finetune.decay_every_epochs = 30.0
+    c.finetune.warmup_epochs = 0.0
+    c.finetune.momentum = 0.9
+    c.finetune.weight_decay = 1e-4
+    c.finetune.label_smoothing = 0.0
+    c.finetune.trainable = ''  # regex; '': the model's own, the classifier
+    c.finetune.batch_norm = ''  # regex; '': the model's own, the last BatchNorm
+    return c

@@ -1,0 +1,32 @@
+"""The whole method on an embedded data set: JPEG files that the program draws itself.
+
+Command:   python -m fixres_jax.main --config configs/quickstart.py --workdir /tmp/quickstart
+"""
+
+from configs import base
+
+
+def get_config():
+    """Return a run small enough for two cores."""
+    c = base.get_config()
+    c.log_every_steps = 10
+    c.checkpoint_every_steps = 100
+    c.model.name = 'resnet18'
+    c.model.width = 16
+    c.data.source = 'drawings'
+    c.data.held_out_fraction = 0.1
+    c.train.resolution = 64
+    c.train.epochs = 12.0
+    c.train.batch_size = 64
+    c.train.lr = 0.1
+    c.train.lr_rule = 'none'
+    c.train.schedule = 'cosine'
+    c.train.warmup_epochs = 1.0
+    c.train.weight_decay = 5e-4
+    c.test.resolutions = (48, 64, 80, 96, 112, 128)
+    c.finetune.epochs = 3.0
+    c.finetune.batch_size = 64
+    c.finetune.lr = 0.02
+    c.finetune.lr_rule = 'none'
+    c.finetune.schedule = 'cosine'
+    return c

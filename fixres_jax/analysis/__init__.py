@@ -1,0 +1,1 @@
+"""What a run showed: studies of resolution, plots and reports."""

@@ -1,0 +1,161 @@
+"""Evaluation of several networks at several resolutions in one pass over the files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fixres_jax import metrics, preemption, sharding
+from fixres_jax.data import pipeline
+from fixres_jax.models import EVAL
+from fixres_jax.progress import Progress
+
+
+def make_eval_step(model: Any, mesh: Mesh) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
+    """Return the jitted function (variables, image uint8[B, R, R, 3], label int32[B]) -> outcome of each example.
+
+    The outcome is {'loss': float32[B], 'top1': bool[B], 'top5': bool[B]}.
+    """
+
+    def outcome(variables, image, label):
+        logits, _ = model.apply(variables, image, EVAL)
+        return {
+            'loss': metrics.cross_entropy(logits, label),
+            'top1': metrics.hits(logits, label, 1),
+            'top5': metrics.hits(logits, label, 5),
+        }
+
+    whole, by_example = sharding.replicated(mesh), sharding.by_example(mesh)
+    return jax.jit(outcome, in_shardings=(whole, by_example, by_example), out_shardings=by_example)
+
+
+def _make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
+    """Return the jitted sum over a batch of the outcomes of n (network, resolution) points.
+
+    'both' is int32[n, n]: examples that both points got right, whose diagonal is each point's own count. It is all that
+    paired intervals need, and it adds up over batches and hosts.
+    """
+
+    def reduce(outcomes: Sequence[dict[str, jax.Array]], mask: jax.Array) -> dict[str, jax.Array]:
+        def stack(name):
+            return jnp.stack([outcome[name] for outcome in outcomes])
+
+        rows = mask[None, :]
+        top1 = (stack('top1') & rows).astype(jnp.int32)
+        return {
+            'count': mask.sum(),
+            'loss': jnp.where(rows, stack('loss'), 0.0).sum(axis=1),
+            'top5': (stack('top5') & rows).sum(axis=1),
+            'both': top1 @ top1.T,
+        }
+
+    return jax.jit(reduce, out_shardings=sharding.replicated(mesh))
+
+
+def evaluate(
+    model: Any,
+    networks: Mapping[str, Any],
+    source: Any,
+    test_transforms: Mapping[int, Callable[..., np.ndarray]],
+    *,
+    batch_size: int,
+    mesh: Mesh,
+    workers: int = 0,
+    threads: int = 4,
+    title: str = 'evaluate',
+) -> dict[str, Any]:
+    """Count what each network gets right at each resolution; each file is decoded once.
+
+    Args:
+      model: from `models.create`.
+      networks: name -> variables on the devices, all of this model.
+      source: random-access source of labelled images.
+      test_transforms: resolution -> transform to uint8[R, R, 3].
+      batch_size: global; rounded up to a multiple of the devices. The last batch is padded and masked.
+      mesh: the devices.
+      workers: processes that decode; 0 for none.
+      threads: threads that decode, in each process.
+      title: what the progress bar says.
+
+    Returns:
+      {'count': images, 'points': [point], 'both': [[int]]}. A point is {'network', 'resolution', 'loss', 'top1', 'top5',
+      'low', 'high', 'count'}: top1, top5 and top-1's 95 % interval in percent. `both[i][j]` counts the images that
+      points i and j both got right.
+
+    Raises:
+      Preempted: after a SIGTERM.
+    """
+    batch_size = sharding.round_up(min(batch_size, len(source)), mesh)
+    batches = pipeline.eval_batches(
+        source,
+        dict(test_transforms),
+        batch_size=batch_size,
+        host=jax.process_index(),
+        num_hosts=jax.process_count(),
+        workers=workers,
+        threads=threads,
+    )
+    eval_step, reduce = make_eval_step(model, mesh), _make_reduce(mesh)
+    keys = [(name, resolution) for resolution in test_transforms for name in networks]
+    total, unread = None, []
+    progress = Progress(title, 0, -(-len(source) // batch_size), batch_size)
+    for number, (_, batch) in enumerate(sharding.prefetch(batches, mesh), start=1):
+        outcomes = [eval_step(networks[name], batch['image'][r], batch['label']) for name, r in keys]
+        unread.append(reduce(outcomes, batch['mask']))
+        if len(unread) > 1:  # The sums of a batch are read after the next one is dispatched.
+            total = _add(total, unread.pop(0))
+        progress.update(number)
+        if preemption.requested(number):
+            raise preemption.Preempted(f'stopped in phase {title}, which begins again')
+    total = _add(total, unread.pop())
+    progress.close()
+    assert total['count'] == len(source), (total['count'], len(source))
+    return _summary(keys, total)
+
+
+def _add(total: dict[str, np.ndarray] | None, sums: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    sums = {name: np.asarray(value, np.float64 if name == 'loss' else np.int64) for name, value in sums.items()}
+    return sums if total is None else {name: total[name] + sums[name] for name in sums}
+
+
+def _summary(keys: Sequence[tuple[str, int]], total: dict[str, np.ndarray]) -> dict[str, Any]:
+    count = int(total['count'])
+    points = []
+    for i, (name, resolution) in enumerate(keys):
+        low, high = metrics.wilson(int(total['both'][i, i]), count)
+        points.append(
+            {
+                'network': name,
+                'resolution': resolution,
+                'loss': float(total['loss'][i] / count),
+                'top1': 100 * int(total['both'][i, i]) / count,
+                'top5': 100 * int(total['top5'][i]) / count,
+                'low': 100 * low,
+                'high': 100 * high,
+                'count': count,
+            }
+        )
+    return {'count': count, 'points': points, 'both': total['both'].tolist()}
+
+
+def find_point(result: dict[str, Any], network: str, resolution: int) -> dict[str, Any]:
+    """Return the point of one network at one resolution."""
+    return result['points'][_index(result, network, resolution)]
+
+
+def compare(result: dict[str, Any], first: tuple[str, int], second: tuple[str, int]) -> dict[str, float]:
+    """Return the difference in top-1 of two points, first minus second, with its paired 95 % interval, in points."""
+    i, j = _index(result, *first), _index(result, *second)
+    both = result['both']
+    return metrics.paired(both[i][i] - both[i][j], both[j][j] - both[i][j], result['count'])
+
+
+def _index(result: dict[str, Any], network: str, resolution: int) -> int:
+    return next(
+        i
+        for i, point in enumerate(result['points'])
+        if (point['network'], point['resolution']) == (network, resolution)
+    )

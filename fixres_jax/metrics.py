@@ -1,0 +1,141 @@
+"""Losses, hits, their sums and intervals, and the log of a run's numbers."""
+
+import json
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from etils import epath
+
+Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Return the cross entropy of each example.
+
+    Args:
+      logits: float32[B, K].
+      labels: int32[B].
+      label_smoothing: share of the target spread evenly over all K classes, as torch does it.
+
+    Returns:
+      float32[B].
+    """
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Say for each example whether its label is among the `k` highest logits.
+
+    The label's rank counts the classes with a higher logit, and those of equal logit and lower index, so that a network
+    that gives all classes the same logit is right for one class only.
+
+    Args:
+      logits: float32[B, K].
+      labels: int32[B].
+      k: places that count.
+
+    Returns:
+      bool[B].
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    earlier = jnp.arange(logits.shape[-1])[None, :] < labels[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=-1)
+    return (rank < k) & jnp.isfinite(own[:, 0])
+
+
+def wilson(successes: int, count: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion, as fractions."""
+    p, z2 = successes / count, Z95**2
+    centre = (p + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired(only_first: int, only_second: int, count: int) -> dict[str, float]:
+    """Compare two predictors on the same examples.
+
+    Args:
+      only_first: examples that only the first got right.
+      only_second: examples that only the second got right.
+      count: all examples.
+
+    Returns:
+      difference: first minus second, in points (hundredths).
+      low, high: its 95 % interval, in points. Source: Bonett and Price, "Adjusted Wald confidence interval for a
+        difference of binomial proportions based on paired data", 2012.
+    """
+    n = count + 2
+    p, q = (only_first + 1) / n, (only_second + 1) / n
+    half = Z95 * math.sqrt((p + q - (p - q) ** 2) / n)
+    return {
+        'difference': 100 * (only_first - only_second) / count,
+        'low': 100 * max(-1.0, p - q - half),
+        'high': 100 * min(1.0, p - q + half),
+    }
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'.{path.name}.tmp'
+    temporary.write_text(json.dumps(value, indent=2) + '\n')
+    temporary.replace(path)
+
+
+class MetricsLog:
+    """Keep a run's numbers: `metrics.jsonl` for programs and TensorBoard event files for those who watch.
+
+    A run that goes on from step n drops the lines after n first, so each step stands in the file once.
+    """
+
+    def __init__(self, directory: epath.Path, start_step: int):
+        # Imported here: only the process that writes the log needs it.
+        from tensorboardX import SummaryWriter
+
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / 'metrics.jsonl'
+        self._lines = [line for line in read_metrics(self._path) if line['step'] <= start_step]
+        temporary = directory / '.metrics.jsonl.tmp'
+        temporary.write_text(''.join(json.dumps(line) + '\n' for line in self._lines))
+        temporary.replace(self._path)
+        self._file = self._path.open('a')
+        self._board = SummaryWriter(str(directory / 'tensorboard'), purge_step=start_step + 1)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the kept lines say the run had taken."""
+        return self._lines[-1]['seconds'] if self._lines else 0.0
+
+    def write(self, step: int, **values: float) -> None:
+        """Add one line; it is in the file when this returns."""
+        self._file.write(json.dumps({'step': step, **values}) + '\n')
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: epath.Path) -> list[dict[str, float]]:
+    """Return the lines of a `metrics.jsonl`; a last line cut short by a kill is left out, as is a missing file."""
+    path = epath.Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

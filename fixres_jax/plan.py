@@ -1,0 +1,247 @@
+"""The plan of a run: the config checked, and turned into the plain values that the phases take."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import Mesh
+
+from fixres_jax import checkpoint, models, sharding, state, train, trees
+from fixres_jax.data import drawings, sources, transforms
+from fixres_jax.errors import UsageError, nearest
+from fixres_jax.progress import log
+
+RESIZE_RATIO = (
+    256 / 224
+)  # shorter side over crop in the standard test transform, at every resolution (paper, section 3)
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Hold what the phases need, with the config already unpacked.
+
+    Attributes:
+      workdir: folder of the run.
+      seed: of everything random.
+      model: from `models.create`.
+      mesh: the devices.
+      variables: where training begins, numpy arrays; None for random ones.
+      train_source, held_out, test_source: images to train on, to choose the resolution on, and to report on.
+      train_transform: of training.
+      augmentation: of fine-tuning, 'test' or 'v2'.
+      training, finetuning: how each is optimized.
+      repeats: copies of an image in a training batch.
+      train_resolution: pixels.
+      test_resolution: pixels; 0 to choose it on the held-out images.
+      resolutions: test resolutions of the sweep and the curve, pixels.
+      resize_ratio: shorter side over crop in the test transform.
+      test_batch_size: global batch of evaluations.
+      metadata: of `fixres.json`.
+      writing: log_every_steps, checkpoint_every_steps, keep_checkpoints.
+      reading: workers, threads.
+    """
+
+    workdir: epath.Path
+    seed: int
+    model: Any
+    mesh: Mesh
+    variables: Any
+    train_source: Any
+    held_out: Any
+    test_source: Any
+    train_transform: Any
+    augmentation: str
+    training: train.Optimization
+    finetuning: train.Optimization
+    repeats: int
+    train_resolution: int
+    test_resolution: int
+    resolutions: tuple[int, ...]
+    resize_ratio: float
+    test_batch_size: int
+    metadata: dict[str, Any]
+    writing: dict[str, int]
+    reading: dict[str, int]
+
+
+def make(config: Any, workdir: epath.Path) -> Plan:
+    """Turn the config into plain values, checking each: the only place that knows the config's shape."""
+    data, test = config.data, config.test
+    if config.task in ('finetune', 'evaluate') and not config.init_from:
+        raise UsageError(
+            f'task={config.task} needs a network: set --config.init_from to a workdir or to converted weights.'
+        )
+    if config.task == 'recipe' and not (config.train.epochs or config.init_from):
+        raise UsageError('train.epochs=0 needs a trained network: set --config.init_from, or train for some epochs.')
+    given, metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
+
+    train_source, held_out, test_source = _open_data(config, workdir)
+    class_names = test_source.class_names
+    num_classes = config.model.num_classes or len(class_names)
+    if num_classes < len(class_names):
+        raise UsageError(
+            f'model.num_classes={num_classes} is fewer than the {len(class_names)} classes of {data.source}: '
+            'give at least as many, or 0 to take the number from the data.'
+        )
+    mesh = sharding.make_mesh()
+    mean, std, ratio = (
+        tuple(data.mean) or tuple(metadata.get('mean') or models.IMAGENET_MEAN),
+        tuple(data.std) or tuple(metadata.get('std') or models.IMAGENET_STD),
+        test.resize_ratio or metadata.get('resize_ratio') or RESIZE_RATIO,
+    )
+    model = models.create(
+        config.model.name,
+        num_classes,
+        dtype=_dtype(config.model.dtype),
+        bn_group_size=config.model.bn_group_size or None,
+        zero_init_residual=config.model.zero_init_residual,
+        width=config.model.width,
+        mean=mean,
+        std=std,
+    )
+    if given is not None:
+        given = _fit_variables(model, given, config, class_names)
+    train_resolution = metadata.get('train_resolution') if not config.train.epochs else config.train.resolution
+    train_resolution = train_resolution or config.train.resolution
+    test_resolution = test.resolution
+    if config.task == 'finetune' and not test_resolution:
+        raise UsageError('task=finetune needs the resolution to fine-tune at: set --config.test.resolution.')
+    resolutions = tuple(test.resolutions) or default_resolutions(train_resolution)
+    for name, value in (
+        ('train.resolution', train_resolution),
+        *([('test.resolution', test_resolution)] if test_resolution else []),
+        *(('test.resolutions', value) for value in resolutions),
+    ):
+        if value < models.MIN_RESOLUTION:
+            raise UsageError(
+                f'{name}={value} is too small for {config.model.name}, which divides its input by '
+                f'{models.MIN_RESOLUTION}: give at least {models.MIN_RESOLUTION}.'
+            )
+    if config.task == 'recipe' and not test_resolution and max(resolutions) < train_resolution:
+        raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
+    regexes = models.FINETUNE[config.model.name]
+    return Plan(
+        workdir=workdir,
+        seed=config.seed,
+        model=model,
+        mesh=mesh,
+        variables=given,
+        train_source=train_source,
+        held_out=held_out,
+        test_source=test_source,
+        train_transform=transforms.make_train(
+            train_resolution,
+            scale=tuple(config.train.scale),
+            ratio=tuple(config.train.ratio),
+            flip=config.train.flip,
+            jitter=config.train.jitter,
+        ),
+        augmentation=config.finetune.augmentation,
+        training=_optimization(config.train),
+        finetuning=_optimization(
+            config.finetune,
+            trainable=config.finetune.trainable or regexes['trainable'],
+            batch_norm=config.finetune.batch_norm or regexes['batch_norm'],
+        ),
+        repeats=config.train.repeats,
+        train_resolution=train_resolution,
+        test_resolution=test_resolution,
+        resolutions=resolutions,
+        resize_ratio=ratio,
+        test_batch_size=test.batch_size,
+        metadata={
+            'architecture': config.model.name,
+            'width': config.model.width,
+            'num_classes': num_classes,
+            'class_names': list(class_names),
+            'mean': list(mean),
+            'std': list(std),
+            'train_resolution': train_resolution,
+            'test_resolution': test_resolution or None,
+            'resize_ratio': ratio,
+            'resize': 'shorter',
+            'interpolation': 'bilinear',
+            'crop': 'torchvision',
+        },
+        writing={
+            'log_every_steps': config.log_every_steps,
+            'checkpoint_every_steps': config.checkpoint_every_steps,
+            'keep_checkpoints': config.keep_checkpoints,
+        },
+        reading={'workers': data.workers, 'threads': data.threads},
+    )
+
+
+def default_resolutions(train_resolution: int) -> tuple[int, ...]:
+    """Return multiples of 16 from 0.75 to 2 times the training resolution, and that resolution."""
+    ratios = (0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 1.75, 2.0)
+    sizes = {max(models.MIN_RESOLUTION, 16 * round(ratio * train_resolution / 16)) for ratio in ratios}
+    return tuple(sorted(sizes | {train_resolution}))
+
+
+def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:
+    """Return the sources (training, held out, test)."""
+    data, spec = config.data, config.data.source
+    if spec == 'drawings':
+        spec = workdir / 'data'
+        drawings.write(spec, train=data.drawings.train, val=data.drawings.val, seed=config.seed)
+    if not spec:
+        raise UsageError('data.source is empty: set --config.data.source to a folder with one folder per split.')
+    test_source = sources.create(spec, data.test_split)
+    if config.task == 'evaluate':
+        return None, None, test_source
+    train_source, held_out = sources.create(spec, data.train_split), None
+    if train_source.class_names != test_source.class_names:
+        only = sorted(set(train_source.class_names) ^ set(test_source.class_names))
+        raise UsageError(
+            f'The splits {data.train_split} and {data.test_split} of {spec} have different classes; '
+            f'{len(only)} are in one only: {", ".join(only[:5])}.'
+        )
+    if data.held_out_fraction:
+        train_source, held_out = sources.hold_out(train_source, data.held_out_fraction, config.seed)
+    elif config.task == 'recipe' and not config.test.resolution:
+        raise UsageError(
+            'Nothing to choose the test resolution on: set data.held_out_fraction above 0, or give test.resolution.'
+        )
+    return train_source, held_out, test_source
+
+
+def _fit_variables(model: Any, given: Any, config: Any, class_names: tuple[str, ...]) -> Any:
+    """Return loaded variables that fit the model, with a fresh classifier where `reset_head` asks for one."""
+    fresh = jax.eval_shape(lambda: state.init_variables(model, jax.random.key(config.seed)))
+    if config.reset_head:
+        head = jax.jit(lambda: state.init_variables(model, jax.random.key(config.seed)))()['params']
+        head, _ = trees.split(jax.device_get(head), 'fc/.*')
+        _, trunk = trees.split(given['params'], 'fc/.*')
+        given = {**given, 'params': trees.merge(head, trunk)}
+        log.info('The classifier starts afresh with %d classes.', model.num_classes)
+    difference = trees.diff(fresh, given)
+    if difference:
+        have = trees.flatten(given)['params/fc/bias'].shape[0] if 'params/fc/bias' in trees.flatten(given) else None
+        if have is not None and have != model.num_classes:
+            raise UsageError(
+                f'{config.init_from} has {have} classes and the data {len(class_names)} (model.num_classes='
+                f'{model.num_classes}). Set model.num_classes={have} if the first labels mean the same classes, or '
+                'reset_head=True to start a fresh classifier.'
+            )
+        raise UsageError(
+            f'{config.init_from} does not fit {config.model.name} of width {config.model.width}:\n'
+            f'{difference.message()}'
+        )
+    return given
+
+
+def _optimization(section: Any, **regexes: str) -> train.Optimization:
+    names = [field.name for field in dataclasses.fields(train.Optimization)]
+    return train.Optimization(**({name: section[name] for name in names} | regexes))
+
+
+def _dtype(name: str) -> Any:
+    if name == 'auto':
+        name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
+    if name not in DTYPES:
+        raise UsageError(f'model.dtype={name!r} is not one of auto, {", ".join(DTYPES)}.{nearest(name, DTYPES)}')
+    return DTYPES[name]

@@ -1,0 +1,59 @@
+"""Where arrays live: one mesh with one axis, batches split over it, state replicated."""
+
+import collections
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fixres_jax.errors import UsageError
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """Return a mesh of one axis, 'data', over the given devices or all of them."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that keeps a whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_example(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that splits the first axis, the examples, over the devices."""
+    return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
+    """Raise UsageError unless the global batch can be split evenly over the mesh."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise UsageError(
+            f'{name}={batch_size} cannot be split over {mesh.size} devices: choose a positive multiple of {mesh.size}.'
+        )
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """Return the smallest batch size of at least `batch_size` that the mesh splits evenly."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
+def put(tree: Any, mesh: Mesh) -> Any:
+    """Make global arrays, split by example, from the examples that this host has read."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_example(mesh), x), tree)
+
+
+def prefetch(batches: Iterable[Any], mesh: Mesh, size: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Yield (host batch, device batch), keeping `size` batches on their way to the devices."""
+    queue = collections.deque()
+    for batch in batches:
+        queue.append((batch, put(batch, mesh)))
+        if len(queue) > size:
+            yield queue.popleft()
+    yield from queue
+
+
+def is_host0() -> bool:
+    """Say whether this process is the one that writes reports."""
+    return jax.process_index() == 0

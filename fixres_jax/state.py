@@ -1,0 +1,78 @@
+"""TrainState: what changes while a network trains, as arrays only; where it comes from."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from fixres_jax import models, sharding, trees
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Hold everything that a training step changes.
+
+    Attributes:
+      step: int32[], steps done.
+      params: nested dict, float32.
+      batch_stats: nested dict of running means and variances, float32.
+      opt_state: the optimizer's state of the trainable parameters only.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {'params': self.params, 'batch_stats': self.batch_stats}
+
+
+def from_variables(variables: Any, tx: optax.GradientTransformation, trainable: str) -> TrainState:
+    """Return the state at step 0 of training the parameters that `trainable` matches."""
+    selected, _ = trees.split(variables['params'], trainable)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables['params'],
+        batch_stats=variables['batch_stats'],
+        opt_state=tx.init(selected),
+    )
+
+
+def init_variables(model: Any, key: jax.Array) -> dict[str, Any]:
+    """Draw a model's variables: the same ones whatever the devices."""
+    size = models.MIN_RESOLUTION
+    return model.init(key, jnp.zeros((1, size, size, 3), jnp.uint8), models.EVAL)
+
+
+def create(
+    model: Any,
+    tx: optax.GradientTransformation,
+    trainable: str,
+    *,
+    key: jax.Array,
+    mesh: Mesh,
+    variables: Any = None,
+) -> TrainState:
+    """Make the state where it will live, from given variables or from random ones.
+
+    Where a run's variables come from, in this order: 1. its own last checkpoint (see `train.run`), 2. `variables`,
+    loaded from another run or from converted weights, 3. `model.init`.
+    """
+
+    def make(given):
+        return from_variables(init_variables(model, key) if given is None else given, tx, trainable)
+
+    return jax.jit(make, out_shardings=sharding.replicated(mesh))(variables)
+
+
+def abstract(model: Any, tx: optax.GradientTransformation, trainable: str, *, mesh: Mesh) -> TrainState:
+    """Return the state's shapes, dtypes and shardings without computing it."""
+    shapes = jax.eval_shape(lambda key: from_variables(init_variables(model, key), tx, trainable), jax.random.key(0))
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)

@@ -1,0 +1,341 @@
+"""Training: one step function for training from scratch and for fine-tuning, and the loop around it."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from fixres_jax import metrics, models, optim, preemption, sharding, state, trees
+from fixres_jax.checkpoint import Checkpoints, write_metadata
+from fixres_jax.data import pipeline
+from fixres_jax.errors import RunError
+from fixres_jax.models import Mode
+from fixres_jax.progress import Progress, log
+from fixres_jax.state import TrainState
+
+Batch = dict[str, Any]
+TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(
+    model: Any,
+    tx: optax.GradientTransformation,
+    trainable: str,
+    mode: Mode,
+    *,
+    mesh: Mesh,
+    label_smoothing: float = 0.0,
+) -> TrainStep:
+    """Return the jitted step that trains the parameters `trainable` matches, under `mode`.
+
+    Training from scratch is trainable='.*' with Mode('.*'); the paper's fine-tuning of a ResNet-50 is 'fc/.*' with
+    Mode('layer4/2/bn3'). Gradients are asked of the selected parameters alone, so what lies below them has no backward
+    pass and stays bit-identical, and only the BatchNorm layers that the mode names move their statistics.
+
+    Args:
+      model: from `models.create`.
+      tx: the optimizer of the selected parameters.
+      trainable: regex matched against whole parameter names such as 'fc/kernel'.
+      mode: which BatchNorm layers run on batch statistics; whether dropout is on.
+      mesh: the devices; the batch is split over them and the state is on each.
+      label_smoothing: share of the target spread over all classes.
+
+    Returns:
+      step(state, batch, key) -> (state, {'loss', 'top1': float32[]}). The state given is consumed. `batch` holds
+      'image' uint8[B, R, R, 3] and 'label' int32[B]; `key` is the run's, the step's own is folded in from `state.step`.
+    """
+
+    def loss_fn(selected, frozen, batch_stats, batch, key):
+        variables = {'params': trees.merge(selected, frozen), 'batch_stats': batch_stats}
+        (logits, _), updates = model.apply(
+            variables, batch['image'], mode, mutable=['batch_stats'], rngs={'dropout': key}
+        )
+        loss = metrics.cross_entropy(logits, batch['label'], label_smoothing).mean()
+        return loss, (updates['batch_stats'], metrics.hits(logits, batch['label'], 1).mean())
+
+    def step(state, batch, key):
+        selected, frozen = trees.split(state.params, trainable)
+        key = jax.random.fold_in(key, state.step)
+        (loss, (batch_stats, top1)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            selected, frozen, state.batch_stats, batch, key
+        )
+        updates, opt_state = tx.update(gradients, state.opt_state, selected)
+        new = TrainState(
+            step=state.step + 1,
+            params=trees.merge(optax.apply_updates(selected, updates), frozen),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        return new, {'loss': loss, 'top1': top1}
+
+    whole, by_example = sharding.replicated(mesh), sharding.by_example(mesh)
+    return jax.jit(step, in_shardings=(whole, by_example, whole), out_shardings=(whole, whole), donate_argnums=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Say how long a run is and how often it writes.
+
+    Attributes:
+      num_steps: steps of the whole run.
+      batch_size: global batch, for images per second.
+      log_every_steps: steps averaged into one line of the log.
+      checkpoint_every_steps: steps between two checkpoints; the last step always has one.
+    """
+
+    num_steps: int
+    batch_size: int
+    log_every_steps: int
+    checkpoint_every_steps: int
+
+
+def fit(
+    now: TrainState,
+    step_fn: TrainStep,
+    batches: Iterator[Batch],
+    *,
+    pace: Pace,
+    schedule: optax.Schedule,
+    key: jax.Array,
+    mesh: Mesh,
+    directory: epath.Path,
+    checkpoints: Checkpoints,
+    title: str,
+) -> TrainState:
+    """Train to the last step, logging and saving on the way.
+
+    The numbers of a step are read after the next one is dispatched, so the devices never wait for Python.
+
+    Args:
+      now: where to begin; `batches` must begin at the same step.
+      step_fn: from `make_train_step`.
+      batches: this host's batches.
+      pace: length and intervals.
+      schedule: the learning rate, for the log.
+      key: the run's random key.
+      mesh: the devices.
+      directory: where `metrics.jsonl` goes.
+      checkpoints: where states go.
+      title: what the progress bar says.
+
+    Returns:
+      The last state.
+
+    Raises:
+      RunError: when the loss is not finite, naming the step and the last good checkpoint.
+      Preempted: after a SIGTERM, with the state saved.
+    """
+    first = int(now.step)
+    writer = metrics.MetricsLog(directory, first) if sharding.is_host0() else None
+    began = time.monotonic() - (writer.seconds if writer else 0.0)
+    progress = Progress(title, first, pace.num_steps, pace.batch_size)
+    window: list[dict[str, jax.Array]] = []
+    unread: list[tuple[int, dict[str, jax.Array]]] = []
+
+    def read(limit: int) -> None:
+        """Bring numbers to the host until at most `limit` steps are unread."""
+        while len(unread) > limit:
+            step, scalars = unread.pop(0)
+            window.append(jax.device_get(scalars))
+            loss = float(window[-1]['loss'])
+            if not math.isfinite(loss):
+                raise RunError(
+                    f'The loss is {loss} at step {step} of {pace.num_steps}. The last good checkpoint is '
+                    f'{_last(checkpoints)}. Lower the learning rate or lengthen the warm-up and use another workdir.'
+                )
+            progress.update(step, f'loss {loss:.3f}')
+            if step % pace.log_every_steps == 0 or _saves(step, pace):
+                flush(step)
+
+    def flush(step: int) -> None:
+        if writer and window:
+            means = {name: float(np.mean([values[name] for values in window])) for name in window[0]}
+            writer.write(step, **means, lr=float(schedule(step - 1)), seconds=time.monotonic() - began)
+        window.clear()
+
+    try:
+        device_batches = sharding.prefetch(batches, mesh)
+        for step, (_, batch) in zip(range(first + 1, pace.num_steps + 1), device_batches, strict=False):
+            now, scalars = step_fn(now, {'image': batch['image'], 'label': batch['label']}, key)
+            unread.append((step, scalars))
+            read(limit=1)
+            stop = preemption.requested(step) and step < pace.num_steps
+            if stop or _saves(step, pace):
+                read(limit=0)  # Nothing is saved before its loss is known to be finite.
+                flush(step)
+                checkpoints.save(now)
+            if stop:
+                checkpoints.wait()
+                raise preemption.Preempted(f'stopped at step {step} of {pace.num_steps} of phase {title}')
+        assert int(now.step) == pace.num_steps, 'the input pipeline ended early'
+        checkpoints.wait()
+        return now
+    finally:
+        progress.close()
+        if writer:
+            writer.close()
+
+
+def _saves(step: int, pace: Pace) -> bool:
+    return step % pace.checkpoint_every_steps == 0 or step == pace.num_steps
+
+
+def _last(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    steps = checkpoints.steps
+    return f'step {steps[-1]} in {checkpoints.directory}' if steps else 'none: no step had been saved'
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """Say how a phase of training is optimized: the fields of the configs' `train` and `finetune`.
+
+    Attributes:
+      epochs: passes over the source, in samples seen: epochs * len(source) / batch_size steps.
+      batch_size: global batch.
+      lr: base learning rate, scaled by `lr_rule` (see `optim.LR_RULES`).
+      lr_rule: 'fixres', 'batch/256' or 'none'.
+      schedule: 'step', 'cosine' or 'constant'.
+      decay_every_epochs: of the 'step' schedule.
+      warmup_epochs: of linear warm-up.
+      momentum: of SGD.
+      weight_decay: on every trained parameter.
+      label_smoothing: share of the target spread over all classes.
+      trainable: regex of the parameters that train.
+      batch_norm: regex of the BatchNorm layers on batch statistics.
+    """
+
+    epochs: float
+    batch_size: int
+    lr: float
+    lr_rule: str
+    schedule: str
+    decay_every_epochs: float
+    warmup_epochs: float
+    momentum: float
+    weight_decay: float
+    label_smoothing: float
+    trainable: str
+    batch_norm: str
+
+    def steps(self, epochs: float, num_images: int) -> int:
+        """Return the steps that see `epochs` times `num_images` samples."""
+        return round(epochs * num_images / self.batch_size)
+
+
+def run(
+    model: Any,
+    source: Any,
+    transform: Callable[..., np.ndarray],
+    optimization: Optimization,
+    *,
+    variables: Any,
+    repeats: int,
+    seed: int,
+    mesh: Mesh,
+    directory: epath.Path,
+    metadata: dict[str, Any],
+    log_every_steps: int,
+    checkpoint_every_steps: int,
+    keep_checkpoints: int,
+    workers: int,
+    threads: int,
+    title: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train a network on a source, going on where an earlier run in the same directory stood.
+
+    Args:
+      model: from `models.create`.
+      source: random-access source of labelled images.
+      transform: from `data.transforms`.
+      optimization: length, optimizer and what trains.
+      variables: where to begin; None for random variables drawn from the seed.
+      repeats: copies of an image in a batch, each with its own augmentation.
+      seed: of the variables, the order of the images, and the augmentation.
+      mesh: the devices.
+      directory: where checkpoints, metrics and `fixres.json` go.
+      metadata: what `fixres.json` says.
+      log_every_steps, checkpoint_every_steps, keep_checkpoints: how often to write and how much to keep.
+      workers, threads: processes, and threads in each, that read images.
+      title: what the progress bar says.
+
+    Returns:
+      The trained variables on the devices, and {'num_steps', 'images_seen', 'earlier_seconds'}: the last is the time
+      that earlier processes spent in this run's loop.
+    """
+    o = optimization
+    sharding.check_batch_size(o.batch_size, mesh, f'{title}.batch_size')
+    num_steps = max(1, o.steps(o.epochs, len(source)))
+    schedule = optim.make_schedule(
+        o.schedule,
+        optim.learning_rate(o.lr, o.batch_size, o.lr_rule),
+        num_steps=num_steps,
+        decay_every_steps=o.steps(o.decay_every_epochs, len(source)),
+        warmup_steps=o.steps(o.warmup_epochs, len(source)),
+    )
+    tx = optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
+    blank = state.abstract(model, tx, o.trainable, mesh=mesh)
+    models.batch_norm_layers(blank.batch_stats, o.batch_norm)
+    key = jax.random.key(seed)
+
+    checkpoints = Checkpoints(directory, keep_checkpoints)
+    try:
+        if checkpoints.steps:
+            now = checkpoints.restore(blank)
+            log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
+        else:
+            now = state.create(model, tx, o.trainable, key=key, mesh=mesh, variables=variables)
+        if sharding.is_host0():
+            write_metadata(directory, metadata)
+        first = int(now.step)
+        batches = pipeline.train_batches(
+            source,
+            transform,
+            batch_size=o.batch_size,
+            seed=seed,
+            start_step=first,
+            num_steps=num_steps,
+            repeats=repeats,
+            host=jax.process_index(),
+            num_hosts=jax.process_count(),
+            workers=workers,
+            threads=threads,
+        )
+        step_fn = make_train_step(
+            model,
+            tx,
+            o.trainable,
+            models.Mode(o.batch_norm, dropout=True),
+            mesh=mesh,
+            label_smoothing=o.label_smoothing,
+        )
+        pace = Pace(num_steps, o.batch_size, log_every_steps, checkpoint_every_steps or o.steps(1, len(source)) or 1)
+        earlier = [
+            line['seconds'] for line in metrics.read_metrics(directory / 'metrics.jsonl') if line['step'] <= first
+        ]
+        now = fit(
+            now,
+            step_fn,
+            batches,
+            pace=pace,
+            schedule=schedule,
+            key=key,
+            mesh=mesh,
+            directory=directory,
+            checkpoints=checkpoints,
+            title=title,
+        )
+    finally:
+        checkpoints.close()
+    return now.variables, {
+        'num_steps': num_steps,
+        'images_seen': num_steps * o.batch_size,
+        'earlier_seconds': earlier[-1] if earlier else 0.0,
+    }
