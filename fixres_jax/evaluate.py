@@ -81,9 +81,9 @@ def evaluate(
       title: what the progress bar says.
 
     Returns:
-      {'count': images, 'points': [point], 'both': [[int]]}. A point is {'network', 'resolution', 'loss', 'top1', 'top5',
-      'low', 'high', 'count'}: top1, top5 and top-1's 95 % interval in percent. `both[i][j]` counts the images that
-      points i and j both got right.
+      {'count': images, 'points': [point], 'both': [[int]]}. A point is {'network', 'resolution', 'loss', 'top1',
+      'top5', 'low', 'high', 'count'}: top1, top5 and top-1's 95 % interval in percent. `both[i][j]` counts the images
+      that points i and j both got right.
 
     Raises:
       Preempted: after a SIGTERM.

@@ -162,7 +162,7 @@ def fit(
 
     try:
         device_batches = sharding.prefetch(batches, mesh)
-        for step, (_, batch) in zip(range(first + 1, pace.num_steps + 1), device_batches, strict=False):
+        for step, (_, batch) in enumerate(device_batches, start=first + 1):
             now, scalars = step_fn(now, {'image': batch['image'], 'label': batch['label']}, key)
             unread.append((step, scalars))
             read(limit=1)
