@@ -14,7 +14,7 @@ def get_config(variant: str = 'small'):
     c = base.get_config()
     c.data.source = 'imagenette'
     c.data.held_out_fraction = 0.1
-    c.data.threads = 8
+    c.data.threads = 4
     c.train.batch_size = 128
     c.train.lr = 0.1
     c.train.lr_rule = 'batch/256'
@@ -27,7 +27,7 @@ def get_config(variant: str = 'small'):
         c.model.name = 'resnet18'
         c.model.width = 32
         c.train.resolution = 96
-        c.train.epochs = 40.0
+        c.train.epochs = 30.0
         c.test.resolutions = (64, 80, 96, 112, 128, 144, 160, 192, 224)
     elif variant == 'resnet50':
         c.model.name = 'resnet50'
