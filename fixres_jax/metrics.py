@@ -102,17 +102,12 @@ class MetricsLog:
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / 'metrics.jsonl'
-        self._lines = [line for line in read_metrics(self._path) if line['step'] <= start_step]
+        kept = [line for line in read_metrics(self._path) if line['step'] <= start_step]
         temporary = directory / '.metrics.jsonl.tmp'
-        temporary.write_text(''.join(json.dumps(line) + '\n' for line in self._lines))
+        temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
         temporary.replace(self._path)
         self._file = self._path.open('a')
         self._board = SummaryWriter(str(directory / 'tensorboard'), purge_step=start_step + 1)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds that the kept lines say the run had taken."""
-        return self._lines[-1]['seconds'] if self._lines else 0.0
 
     def write(self, step: int, **values: float) -> None:
         """Add one line; it is in the file when this returns."""
@@ -139,3 +134,8 @@ def read_metrics(path: epath.Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def seconds_until(path: epath.Path, step: int) -> float:
+    """Return the seconds that a `metrics.jsonl` says a run had taken when it stood at a step; 0.0 at its start."""
+    return max((line['seconds'] for line in read_metrics(path) if line['step'] <= step), default=0.0)

@@ -69,71 +69,24 @@ class Plan:
 
 def make(config: Any, workdir: epath.Path) -> Plan:
     """Turn the config into plain values, checking each: the only place that knows the config's shape."""
-    data, test = config.data, config.test
-    if config.task in ('finetune', 'evaluate') and not config.init_from:
-        raise UsageError(
-            f'task={config.task} needs a network: set --config.init_from to a workdir or to converted weights.'
-        )
-    if config.task == 'recipe' and not (config.train.epochs or config.init_from):
-        raise UsageError('train.epochs=0 needs a trained network: set --config.init_from, or train for some epochs.')
+    _check_network(config)
     given, metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
-
     train_source, held_out, test_source = _open_data(config, workdir)
-    class_names = test_source.class_names
-    num_classes = config.model.num_classes or len(class_names)
-    if num_classes < len(class_names):
-        raise UsageError(
-            f'model.num_classes={num_classes} is fewer than the {len(class_names)} classes of {data.source}: '
-            'give at least as many, or 0 to take the number from the data.'
-        )
-    mesh = sharding.make_mesh()
-    mean, std, ratio = (
-        tuple(data.mean) or tuple(metadata.get('mean') or models.IMAGENET_MEAN),
-        tuple(data.std) or tuple(metadata.get('std') or models.IMAGENET_STD),
-        test.resize_ratio or metadata.get('resize_ratio') or RESIZE_RATIO,
-    )
-    model = models.create(
-        config.model.name,
-        num_classes,
-        dtype=_dtype(config.model.dtype),
-        bn_group_size=config.model.bn_group_size or None,
-        zero_init_residual=config.model.zero_init_residual,
-        width=config.model.width,
-        mean=mean,
-        std=std,
-    )
-    if given is not None:
-        given = _fit_variables(model, given, config, class_names)
-    train_resolution = metadata.get('train_resolution') if not config.train.epochs else config.train.resolution
-    train_resolution = train_resolution or config.train.resolution
-    test_resolution = test.resolution
-    if config.task == 'finetune' and not test_resolution:
-        raise UsageError('task=finetune needs the resolution to fine-tune at: set --config.test.resolution.')
-    resolutions = tuple(test.resolutions) or default_resolutions(train_resolution)
-    for name, value in (
-        ('train.resolution', train_resolution),
-        *([('test.resolution', test_resolution)] if test_resolution else []),
-        *(('test.resolutions', value) for value in resolutions),
-    ):
-        if value < models.MIN_RESOLUTION:
-            raise UsageError(
-                f'{name}={value} is too small for {config.model.name}, which divides its input by '
-                f'{models.MIN_RESOLUTION}: give at least {models.MIN_RESOLUTION}.'
-            )
-    if config.task == 'recipe' and not test_resolution and max(resolutions) < train_resolution:
-        raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
+    model, metadata = _make_model(config, metadata, test_source.class_names)
+    resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
+    _check_resolutions(config, metadata['train_resolution'], resolutions)
     regexes = models.FINETUNE[config.model.name]
     return Plan(
         workdir=workdir,
         seed=config.seed,
         model=model,
-        mesh=mesh,
-        variables=given,
+        mesh=sharding.make_mesh(),
+        variables=_fit_variables(model, given, config, test_source.class_names) if given else None,
         train_source=train_source,
         held_out=held_out,
         test_source=test_source,
         train_transform=transforms.make_train(
-            train_resolution,
+            metadata['train_resolution'],
             scale=tuple(config.train.scale),
             ratio=tuple(config.train.ratio),
             flip=config.train.flip,
@@ -147,32 +100,85 @@ def make(config: Any, workdir: epath.Path) -> Plan:
             batch_norm=config.finetune.batch_norm or regexes['batch_norm'],
         ),
         repeats=config.train.repeats,
-        train_resolution=train_resolution,
-        test_resolution=test_resolution,
+        train_resolution=metadata['train_resolution'],
+        test_resolution=config.test.resolution,
         resolutions=resolutions,
-        resize_ratio=ratio,
-        test_batch_size=test.batch_size,
-        metadata={
-            'architecture': config.model.name,
-            'width': config.model.width,
-            'num_classes': num_classes,
-            'class_names': list(class_names),
-            'mean': list(mean),
-            'std': list(std),
-            'train_resolution': train_resolution,
-            'test_resolution': test_resolution or None,
-            'resize_ratio': ratio,
-            'resize': 'shorter',
-            'interpolation': 'bilinear',
-            'crop': 'torchvision',
-        },
+        resize_ratio=metadata['resize_ratio'],
+        test_batch_size=config.test.batch_size,
+        metadata=metadata,
         writing={
             'log_every_steps': config.log_every_steps,
             'checkpoint_every_steps': config.checkpoint_every_steps,
             'keep_checkpoints': config.keep_checkpoints,
         },
-        reading={'workers': data.workers, 'threads': data.threads},
+        reading={'workers': config.data.workers, 'threads': config.data.threads},
     )
+
+
+def _check_network(config: Any) -> None:
+    """Raise UsageError when the task needs a network or a resolution that the config does not give."""
+    if config.model.name not in models.MODELS:
+        models.create(config.model.name)  # raises, naming the nearest
+    if config.task in ('finetune', 'evaluate') and not config.init_from:
+        raise UsageError(
+            f'task={config.task} needs a network: set --config.init_from to a workdir or to converted weights.'
+        )
+    if config.task == 'recipe' and not (config.train.epochs or config.init_from):
+        raise UsageError('train.epochs=0 needs a trained network: set --config.init_from, or train for some epochs.')
+    if config.task == 'finetune' and not config.test.resolution:
+        raise UsageError('task=finetune needs the resolution to fine-tune at: set --config.test.resolution.')
+
+
+def _make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    """Return the model and the `fixres.json` of the run; what the config leaves open comes from the given network."""
+    num_classes = config.model.num_classes or len(class_names)
+    if num_classes < len(class_names):
+        raise UsageError(
+            f'model.num_classes={num_classes} is fewer than the {len(class_names)} classes of {config.data.source}: '
+            'give at least as many, or 0 to take the number from the data.'
+        )
+    train_resolution = config.train.resolution
+    if not config.train.epochs:  # The network comes trained.
+        train_resolution = given.get('train_resolution') or train_resolution
+    metadata = {
+        'architecture': config.model.name,
+        'width': config.model.width,
+        'num_classes': num_classes,
+        'class_names': list(class_names),
+        'mean': list(config.data.mean or given.get('mean') or models.IMAGENET_MEAN),
+        'std': list(config.data.std or given.get('std') or models.IMAGENET_STD),
+        'train_resolution': train_resolution,
+        'test_resolution': config.test.resolution or None,
+        'resize_ratio': config.test.resize_ratio or given.get('resize_ratio') or RESIZE_RATIO,
+        'resize': 'shorter',
+        'interpolation': 'bilinear',
+        'crop': 'torchvision',
+    }
+    model = models.create(
+        config.model.name,
+        num_classes,
+        dtype=_dtype(config.model.dtype),
+        bn_group_size=config.model.bn_group_size or None,
+        zero_init_residual=config.model.zero_init_residual,
+        width=config.model.width,
+        mean=tuple(metadata['mean']),
+        std=tuple(metadata['std']),
+    )
+    return model, metadata
+
+
+def _check_resolutions(config: Any, train_resolution: int, resolutions: tuple[int, ...]) -> None:
+    """Raise UsageError for a resolution that the network cannot take, or a sweep with nothing to choose."""
+    named = [('train.resolution', train_resolution), *(('test.resolutions', value) for value in resolutions)]
+    named += [('test.resolution', config.test.resolution)] if config.test.resolution else []
+    for name, value in named:
+        if value < models.MIN_RESOLUTION:
+            raise UsageError(
+                f'{name}={value} is too small for {config.model.name}, which divides its input by '
+                f'{models.MIN_RESOLUTION}: give at least {models.MIN_RESOLUTION}.'
+            )
+    if config.task == 'recipe' and not config.test.resolution and max(resolutions) < train_resolution:
+        raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
 
 
 def default_resolutions(train_resolution: int) -> tuple[int, ...]:

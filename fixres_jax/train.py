@@ -1,9 +1,7 @@
-"""Training: one step function for training from scratch and for fine-tuning, and the loop around it."""
+"""Training: one step function for training from scratch and for fine-tuning, and a whole run of it."""
 
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,12 +10,11 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from fixres_jax import metrics, models, optim, preemption, sharding, state, trees
+from fixres_jax import loop, metrics, models, optim, sharding, state, trees
 from fixres_jax.checkpoint import Checkpoints, write_metadata
 from fixres_jax.data import pipeline
-from fixres_jax.errors import RunError
 from fixres_jax.models import Mode
-from fixres_jax.progress import Progress, log
+from fixres_jax.progress import log
 from fixres_jax.state import TrainState
 
 Batch = dict[str, Any]
@@ -80,120 +77,6 @@ def make_train_step(
 
 
 @dataclasses.dataclass(frozen=True)
-class Pace:
-    """Say how long a run is and how often it writes.
-
-    Attributes:
-      num_steps: steps of the whole run.
-      batch_size: global batch, for images per second.
-      log_every_steps: steps averaged into one line of the log.
-      checkpoint_every_steps: steps between two checkpoints; the last step always has one.
-    """
-
-    num_steps: int
-    batch_size: int
-    log_every_steps: int
-    checkpoint_every_steps: int
-
-
-def fit(
-    now: TrainState,
-    step_fn: TrainStep,
-    batches: Iterator[Batch],
-    *,
-    pace: Pace,
-    schedule: optax.Schedule,
-    key: jax.Array,
-    mesh: Mesh,
-    directory: epath.Path,
-    checkpoints: Checkpoints,
-    title: str,
-) -> TrainState:
-    """Train to the last step, logging and saving on the way.
-
-    The numbers of a step are read after the next one is dispatched, so the devices never wait for Python.
-
-    Args:
-      now: where to begin; `batches` must begin at the same step.
-      step_fn: from `make_train_step`.
-      batches: this host's batches.
-      pace: length and intervals.
-      schedule: the learning rate, for the log.
-      key: the run's random key.
-      mesh: the devices.
-      directory: where `metrics.jsonl` goes.
-      checkpoints: where states go.
-      title: what the progress bar says.
-
-    Returns:
-      The last state.
-
-    Raises:
-      RunError: when the loss is not finite, naming the step and the last good checkpoint.
-      Preempted: after a SIGTERM, with the state saved.
-    """
-    first = int(now.step)
-    writer = metrics.MetricsLog(directory, first) if sharding.is_host0() else None
-    began = time.monotonic() - (writer.seconds if writer else 0.0)
-    progress = Progress(title, first, pace.num_steps, pace.batch_size)
-    window: list[dict[str, jax.Array]] = []
-    unread: list[tuple[int, dict[str, jax.Array]]] = []
-
-    def read(limit: int) -> None:
-        """Bring numbers to the host until at most `limit` steps are unread."""
-        while len(unread) > limit:
-            step, scalars = unread.pop(0)
-            window.append(jax.device_get(scalars))
-            loss = float(window[-1]['loss'])
-            if not math.isfinite(loss):
-                raise RunError(
-                    f'The loss is {loss} at step {step} of {pace.num_steps}. The last good checkpoint is '
-                    f'{_last(checkpoints)}. Lower the learning rate or lengthen the warm-up and use another workdir.'
-                )
-            progress.update(step, f'loss {loss:.3f}')
-            if step % pace.log_every_steps == 0 or _saves(step, pace):
-                flush(step)
-
-    def flush(step: int) -> None:
-        if writer and window:
-            means = {name: float(np.mean([values[name] for values in window])) for name in window[0]}
-            writer.write(step, **means, lr=float(schedule(step - 1)), seconds=time.monotonic() - began)
-        window.clear()
-
-    try:
-        device_batches = sharding.prefetch(batches, mesh)
-        for step, (_, batch) in enumerate(device_batches, start=first + 1):
-            now, scalars = step_fn(now, {'image': batch['image'], 'label': batch['label']}, key)
-            unread.append((step, scalars))
-            read(limit=1)
-            stop = preemption.requested(step) and step < pace.num_steps
-            if stop or _saves(step, pace):
-                read(limit=0)  # Nothing is saved before its loss is known to be finite.
-                flush(step)
-                checkpoints.save(now)
-            if stop:
-                checkpoints.wait()
-                raise preemption.Preempted(f'stopped at step {step} of {pace.num_steps} of phase {title}')
-        assert int(now.step) == pace.num_steps, 'the input pipeline ended early'
-        checkpoints.wait()
-        return now
-    finally:
-        progress.close()
-        if writer:
-            writer.close()
-
-
-def _saves(step: int, pace: Pace) -> bool:
-    return step % pace.checkpoint_every_steps == 0 or step == pace.num_steps
-
-
-def _last(checkpoints: Checkpoints) -> str:
-    checkpoints.wait()
-    steps = checkpoints.steps
-    return f'step {steps[-1]} in {checkpoints.directory}' if steps else 'none: no step had been saved'
-
-
-@dataclasses.dataclass(frozen=True)
 class Optimization:
     """Say how a phase of training is optimized: the fields of the configs' `train` and `finetune`.
 
@@ -228,6 +111,18 @@ class Optimization:
     def steps(self, epochs: float, num_images: int) -> int:
         """Return the steps that see `epochs` times `num_images` samples."""
         return round(epochs * num_images / self.batch_size)
+
+
+def make_optimizer(o: Optimization, num_steps: int, num_images: int) -> tuple[Any, optax.Schedule]:
+    """Return the optimizer of a phase and its learning rate as a function of the step."""
+    schedule = optim.make_schedule(
+        o.schedule,
+        optim.learning_rate(o.lr, o.batch_size, o.lr_rule),
+        num_steps=num_steps,
+        decay_every_steps=o.steps(o.decay_every_epochs, num_images),
+        warmup_steps=o.steps(o.warmup_epochs, num_images),
+    )
+    return optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay), schedule
 
 
 def run(
@@ -273,28 +168,24 @@ def run(
     o = optimization
     sharding.check_batch_size(o.batch_size, mesh, f'{title}.batch_size')
     num_steps = max(1, o.steps(o.epochs, len(source)))
-    schedule = optim.make_schedule(
-        o.schedule,
-        optim.learning_rate(o.lr, o.batch_size, o.lr_rule),
-        num_steps=num_steps,
-        decay_every_steps=o.steps(o.decay_every_epochs, len(source)),
-        warmup_steps=o.steps(o.warmup_epochs, len(source)),
-    )
-    tx = optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
+    tx, schedule = make_optimizer(o, num_steps, len(source))
     blank = state.abstract(model, tx, o.trainable, mesh=mesh)
     models.batch_norm_layers(blank.batch_stats, o.batch_norm)
+    step_fn = make_train_step(
+        model, tx, o.trainable, models.Mode(o.batch_norm, dropout=True), mesh=mesh, label_smoothing=o.label_smoothing
+    )
     key = jax.random.key(seed)
-
     checkpoints = Checkpoints(directory, keep_checkpoints)
     try:
-        if checkpoints.steps:
-            now = checkpoints.restore(blank)
-            log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
-        else:
+        now = checkpoints.restore(blank) if checkpoints.steps else None
+        if now is None:
             now = state.create(model, tx, o.trainable, key=key, mesh=mesh, variables=variables)
+        else:
+            log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
         if sharding.is_host0():
             write_metadata(directory, metadata)
         first = int(now.step)
+        earlier_seconds = metrics.seconds_until(directory / 'metrics.jsonl', first)
         batches = pipeline.train_batches(
             source,
             transform,
@@ -308,23 +199,13 @@ def run(
             workers=workers,
             threads=threads,
         )
-        step_fn = make_train_step(
-            model,
-            tx,
-            o.trainable,
-            models.Mode(o.batch_norm, dropout=True),
-            mesh=mesh,
-            label_smoothing=o.label_smoothing,
-        )
-        pace = Pace(num_steps, o.batch_size, log_every_steps, checkpoint_every_steps or o.steps(1, len(source)) or 1)
-        earlier = [
-            line['seconds'] for line in metrics.read_metrics(directory / 'metrics.jsonl') if line['step'] <= first
-        ]
-        now = fit(
+        now = loop.fit(
             now,
             step_fn,
             batches,
-            pace=pace,
+            pace=loop.Pace(
+                num_steps, o.batch_size, log_every_steps, checkpoint_every_steps or max(1, o.steps(1, len(source)))
+            ),
             schedule=schedule,
             key=key,
             mesh=mesh,
@@ -334,8 +215,5 @@ def run(
         )
     finally:
         checkpoints.close()
-    return now.variables, {
-        'num_steps': num_steps,
-        'images_seen': num_steps * o.batch_size,
-        'earlier_seconds': earlier[-1] if earlier else 0.0,
-    }
+    info = {'num_steps': num_steps, 'images_seen': num_steps * o.batch_size, 'earlier_seconds': earlier_seconds}
+    return now.variables, info

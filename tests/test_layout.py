@@ -17,8 +17,10 @@ LAYERS = [
     ['models', 'data', 'analysis.sizes', 'analysis.frechet'],
     ['optim', 'state', 'prepare'],
     ['checkpoint', 'convert'],
-    ['train', 'evaluate', 'extract', 'dryrun', 'analysis', 'advise'],
-    ['adapt', 'finetune'],
+    ['loop', 'evaluate', 'extract', 'dryrun', 'advise'],
+    ['train', 'analysis'],
+    ['adapt'],
+    ['plan'],
     ['recipe'],
     ['main'],
 ]
