@@ -1,0 +1,151 @@
+"""The training loop: dispatch a step, read the numbers of the one before, log, save, stop when told to."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from fixres_jax import metrics, preemption, sharding
+from fixres_jax.checkpoint import Checkpoints
+from fixres_jax.errors import RunError
+from fixres_jax.progress import Progress
+from fixres_jax.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Say how long a run is and how often it writes.
+
+    Attributes:
+      num_steps: steps of the whole run.
+      batch_size: global batch, for images per second.
+      log_every_steps: steps averaged into one line of the log.
+      checkpoint_every_steps: steps between two checkpoints; the last step always has one.
+    """
+
+    num_steps: int
+    batch_size: int
+    log_every_steps: int
+    checkpoint_every_steps: int
+
+
+def _saves(step: int, pace: Pace) -> bool:
+    return step % pace.checkpoint_every_steps == 0 or step == pace.num_steps
+
+
+class _Reader:
+    """Bring the numbers of past steps to the host, refuse a loss that is not finite, write a line per window."""
+
+    def __init__(
+        self, pace: Pace, writer: metrics.MetricsLog | None, progress: Progress, schedule: optax.Schedule, began: float
+    ):
+        self._pace, self._writer, self._progress, self._schedule, self._began = pace, writer, progress, schedule, began
+        self._unread: list[tuple[int, dict[str, jax.Array]]] = []
+        self._window: list[dict[str, Any]] = []
+
+    def add(self, step: int, scalars: dict[str, jax.Array]) -> None:
+        """Take the numbers of a step that was just dispatched."""
+        self._unread.append((step, scalars))
+
+    def read(self, leave: int) -> int | None:
+        """Read all but the last `leave` steps; return the first step whose loss is not finite, if any."""
+        while len(self._unread) > leave:
+            step, scalars = self._unread.pop(0)
+            self._window.append(jax.device_get(scalars))
+            if not math.isfinite(self._window[-1]['loss']):
+                return step
+            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}')
+            if step % self._pace.log_every_steps == 0 or _saves(step, self._pace):
+                self.flush(step)
+        return None
+
+    def flush(self, step: int) -> None:
+        """Write the means of the steps since the last line."""
+        if self._writer and self._window:
+            means = {name: float(np.mean([values[name] for values in self._window])) for name in self._window[0]}
+            seconds = time.monotonic() - self._began
+            self._writer.write(step, **means, lr=float(self._schedule(step - 1)), seconds=seconds)
+        self._window.clear()
+
+
+def fit(
+    now: TrainState,
+    step_fn: Callable[..., tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[dict[str, Any]],
+    *,
+    pace: Pace,
+    schedule: optax.Schedule,
+    key: jax.Array,
+    mesh: Mesh,
+    directory: epath.Path,
+    checkpoints: Checkpoints,
+    title: str,
+) -> TrainState:
+    """Train to the last step, logging and saving on the way.
+
+    The numbers of a step are read after the next one is dispatched, so the devices never wait for Python.
+
+    Args:
+      now: where to begin; `batches` must begin at the same step.
+      step_fn: from `train.make_train_step`.
+      batches: this host's batches, up to the last step.
+      pace: length and intervals.
+      schedule: the learning rate, for the log.
+      key: the run's random key.
+      mesh: the devices.
+      directory: where `metrics.jsonl` goes.
+      checkpoints: where states go.
+      title: what the progress bar says.
+
+    Returns:
+      The last state.
+
+    Raises:
+      RunError: when the loss is not finite, naming the step and the last good checkpoint.
+      Preempted: after a SIGTERM, with the state saved.
+    """
+    first = int(now.step)
+    writer = metrics.MetricsLog(directory, first) if sharding.is_host0() else None
+    progress = Progress(title, first, pace.num_steps, pace.batch_size)
+    began = time.monotonic() - metrics.seconds_until(directory / 'metrics.jsonl', first)
+    reader = _Reader(pace, writer, progress, schedule, began)
+    try:
+        for step, (_, batch) in enumerate(sharding.prefetch(batches, mesh), start=first + 1):
+            now, scalars = step_fn(now, {'image': batch['image'], 'label': batch['label']}, key)
+            reader.add(step, scalars)
+            stop = preemption.requested(step) and step < pace.num_steps
+            save = stop or _saves(step, pace)
+            # Nothing is saved before its loss is known to be finite.
+            bad_step = reader.read(leave=0 if save else 1)
+            if bad_step:
+                raise RunError(
+                    f'The loss is not finite at step {bad_step} of {pace.num_steps} of phase {title}. The last good '
+                    f'checkpoint is {_last(checkpoints)}. Lower the learning rate or lengthen the warm-up, in another '
+                    'workdir.'
+                )
+            if save:
+                reader.flush(step)
+                checkpoints.save(now)
+            if stop:
+                checkpoints.wait()
+                raise preemption.Preempted(f'stopped at step {step} of {pace.num_steps} of phase {title}')
+        assert int(now.step) == pace.num_steps, 'the input pipeline ended early'
+        checkpoints.wait()
+        return now
+    finally:
+        progress.close()
+        if writer:
+            writer.close()
+
+
+def _last(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    steps = checkpoints.steps
+    return f'step {steps[-1]} in {checkpoints.directory}' if steps else 'none: no step had been saved'
