@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fixres_jax.data import transforms
+from fixres_jax.data import crops, transforms
 from fixres_jax.errors import RunError, UsageError
 from goldens.make_transforms import FACTORS, NUM_BOXES, ORDERS, RESOLUTIONS, SIZES, checksum, draw, histograms
 
@@ -54,7 +54,7 @@ def test_whole_image_is_kept_and_padded():
 def test_training_crop_is_resized_as_torchvision_does(shape, interpolation, monkeypatch):
     width, height = SIZES[shape]
     left, top, w, h = width // 7, height // 5, width // 3, height // 2
-    monkeypatch.setitem(transforms.BOXES, 'torchvision', lambda *_: (left, top, left + w, top + h))
+    monkeypatch.setitem(crops.BOXES, 'torchvision', lambda *_: (left, top, left + w, top + h))
     transform = transforms.make_train(64, flip=False, jitter=0, interpolation=interpolation)
     pixels = transform(image_of(shape), np.random.default_rng(0))
     assert checksum(pixels) == GOLDEN['resized_crop'][f'{shape} {interpolation}']
@@ -98,24 +98,24 @@ def distance_to_torchvision(sampler, shape: str) -> float:
 
 
 def test_random_resized_crop_is_distributed_as_torchvisions(shape):
-    assert distance_to_torchvision(transforms.random_resized_crop, shape) < 1
+    assert distance_to_torchvision(crops.random_resized_crop, shape) < 1
 
 
 def test_the_comparison_of_crops_tells_samplers_apart():
-    for sampler in (transforms.distorted_bounding_box, lambda w, h, scale, *rest: _larger(w, h, *rest)):
+    for sampler in (crops.distorted_bounding_box, lambda w, h, scale, *rest: _larger(w, h, *rest)):
         assert distance_to_torchvision(sampler, '4:3') > 1.5
 
 
 def _larger(width, height, ratio, rng):
-    return transforms.random_resized_crop(width, height, (0.1, 1.0), ratio, rng)
+    return crops.random_resized_crop(width, height, (0.1, 1.0), ratio, rng)
 
 
 def test_tensorflow_crops_are_smaller():
     areas = {}
-    for sampler in transforms.BOXES.values():
+    for sampler in crops.BOXES.values():
         boxes = sampled_boxes(sampler, '4:3', 5000)
         areas[sampler] = (boxes[:, 2] * boxes[:, 3]).mean()
-    assert areas[transforms.distorted_bounding_box] < 0.9 * areas[transforms.random_resized_crop]
+    assert areas[crops.distorted_bounding_box] < 0.9 * areas[crops.random_resized_crop]
 
 
 def test_flip_and_resize_then_random_crop():

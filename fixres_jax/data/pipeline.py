@@ -14,8 +14,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from fixres_jax.data.decoding import EncodedImage
 from fixres_jax.data.sources import Source
-from fixres_jax.data.transforms import Transform, decode
+from fixres_jax.data.transforms import Transform
 from fixres_jax.errors import RunError, UsageError
 
 CHUNK = 64  # images that a worker hands over at once: few enough to keep buffers small with many workers
@@ -198,6 +199,8 @@ class _TrainLoader:
         for sample, index in zip(samples, records, strict=True):
             if index != previous:
                 image, label = _read(self.source, index)
+                if records.count(index) > 1:
+                    image = image.decode()  # once for all copies
                 previous = index
             images.append(self.transform(image, sample_rng(sample, self.seed)))
             labels.append(label)
@@ -226,6 +229,7 @@ class _EvalLoader:
             # Padding repeats the last record: its pixels are of the right shape, and masked.
             if mask[place] or not place:
                 image, label = _read(self.source, min(int(index), len(self.source) - 1))
+                image = image.decode()
                 pixels = {key: transform(image, None) for key, transform in self.transforms.items()}
             labels[place] = label if mask[place] else 0
             for key in images:
@@ -238,9 +242,9 @@ class _EvalLoader:
         }
 
 
-def _read(source: Source, index: int):
+def _read(source: Source, index: int) -> tuple[EncodedImage, int]:
     record = source[index]
-    return decode(record['encoded'], record['name'], index), record['label']
+    return EncodedImage(record['encoded'], record['name'], index), record['label']
 
 
 def _run(
