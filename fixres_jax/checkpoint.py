@@ -118,8 +118,9 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
 
 
 def write_metadata(directory: epath.Path, metadata: dict[str, Any]) -> None:
-    """Write a network's `fixres.json`."""
-    write_json(epath.Path(directory) / METADATA, metadata)
+    """Write a network's `fixres.json`; one process does."""
+    if jax.process_index() == 0:
+        write_json(epath.Path(directory) / METADATA, metadata)
 
 
 def find(path: str | epath.Path) -> epath.Path:

@@ -1,5 +1,6 @@
 """Evaluation of several networks at several resolutions in one pass over the files."""
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -63,8 +64,7 @@ def evaluate(
     *,
     batch_size: int,
     mesh: Mesh,
-    workers: int = 0,
-    threads: int = 4,
+    reading: Mapping[str, int] = types.MappingProxyType({}),
     title: str = 'evaluate',
 ) -> dict[str, Any]:
     """Count what each network gets right at each resolution; each file is decoded once.
@@ -76,8 +76,7 @@ def evaluate(
       test_transforms: resolution -> transform to uint8[R, R, 3].
       batch_size: global; rounded up to a multiple of the devices. The last batch is padded and masked.
       mesh: the devices.
-      workers: processes that decode; 0 for none.
-      threads: threads that decode, in each process.
+      reading: workers and threads, as in `pipeline.eval_batches`.
       title: what the progress bar says.
 
     Returns:
@@ -93,10 +92,8 @@ def evaluate(
         source,
         dict(test_transforms),
         batch_size=batch_size,
-        host=jax.process_index(),
-        num_hosts=jax.process_count(),
-        workers=workers,
-        threads=threads,
+        **sharding.hosts(),
+        **reading,
     )
     eval_step, reduce = make_eval_step(model, mesh), _make_reduce(mesh)
     keys = [(name, resolution) for resolution in test_transforms for name in networks]

@@ -43,8 +43,8 @@ def train_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         directory=plan.workdir / 'train',
         metadata=plan.metadata,
         title='train',
+        reading=plan.reading,
         **plan.writing,
-        **plan.reading,
     )
     return info | {'images': len(plan.train_source)}
 
@@ -82,8 +82,8 @@ def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         directory=plan.workdir / 'finetune',
         metadata=plan.metadata | {'test_resolution': resolution},
         title='finetune',
+        reading=plan.reading,
         **plan.writing,
-        **plan.reading,
     )
     return info | {'test_resolution': resolution}
 
@@ -206,7 +206,7 @@ def _evaluate(
         batch_size=plan.test_batch_size,
         mesh=plan.mesh,
         title=title,
-        **plan.reading,
+        reading=plan.reading,
     )
 
 

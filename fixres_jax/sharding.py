@@ -1,13 +1,18 @@
-"""Where arrays live: one mesh with one axis, batches split over it, state replicated."""
+"""Where arrays live: one mesh with one axis, batches split over it, state replicated or split too."""
 
 import collections
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fixres_jax.errors import UsageError
+from fixres_jax.errors import UsageError, nearest
+
+LAYOUTS = ('replicated', 'fsdp')
+# Scalars below which splitting a leaf saves less memory than its gathering costs time.
+FSDP_MIN_SIZE = 2**12
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -24,6 +29,31 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_example(mesh: Mesh) -> NamedSharding:
     """Return the sharding that splits the first axis, the examples, over the devices."""
     return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def place(tree: Any, mesh: Mesh, layout: str) -> Any:
+    """Return the sharding of each leaf of a tree of arrays or of their shapes.
+
+    Args:
+      tree: parameters, optimizer state or a whole TrainState.
+      mesh: the devices.
+      layout: 'replicated', or 'fsdp': each leaf of at least `FSDP_MIN_SIZE` scalars is split on its largest axis that
+        the devices divide, and the compiler gathers it where it is used.
+
+    Raises:
+      UsageError: for another layout.
+    """
+    if layout not in LAYOUTS:
+        raise UsageError(f'sharding={layout!r} is not one of {", ".join(LAYOUTS)}.{nearest(layout, LAYOUTS)}')
+
+    def of_leaf(leaf):
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0]
+        if layout == 'replicated' or not axes or math.prod(leaf.shape) < FSDP_MIN_SIZE:
+            return replicated(mesh)
+        axis = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
+
+    return jax.tree.map(of_leaf, tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
@@ -52,6 +82,11 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, size: int = 2) -> Iterator[tupl
         if len(queue) > size:
             yield queue.popleft()
     yield from queue
+
+
+def hosts() -> dict[str, int]:
+    """Return this process's share of the input, as the pipeline takes it."""
+    return {'host': jax.process_index(), 'num_hosts': jax.process_count()}
 
 
 def is_host0() -> bool:

@@ -1,5 +1,6 @@
 """Training: one step function for training from scratch and for fine-tuning, and a whole run of it."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -113,8 +114,9 @@ class Optimization:
         return round(epochs * num_images / self.batch_size)
 
 
-def make_optimizer(o: Optimization, num_steps: int, num_images: int) -> tuple[Any, optax.Schedule]:
-    """Return the optimizer of a phase and its learning rate as a function of the step."""
+def _prepare(model: Any, o: Optimization, num_images: int, mesh: Mesh) -> tuple[int, Any, Any, TrainStep]:
+    """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
+    num_steps = max(1, o.steps(o.epochs, num_images))
     schedule = optim.make_schedule(
         o.schedule,
         optim.learning_rate(o.lr, o.batch_size, o.lr_rule),
@@ -122,7 +124,10 @@ def make_optimizer(o: Optimization, num_steps: int, num_images: int) -> tuple[An
         decay_every_steps=o.steps(o.decay_every_epochs, num_images),
         warmup_steps=o.steps(o.warmup_epochs, num_images),
     )
-    return optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay), schedule
+    tx = optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
+    mode = models.Mode(o.batch_norm, dropout=True)
+    step_fn = make_train_step(model, tx, o.trainable, mode, mesh=mesh, label_smoothing=o.label_smoothing)
+    return num_steps, tx, schedule, step_fn
 
 
 def run(
@@ -140,8 +145,7 @@ def run(
     log_every_steps: int,
     checkpoint_every_steps: int,
     keep_checkpoints: int,
-    workers: int,
-    threads: int,
+    reading: dict[str, int],
     title: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train a network on a source, going on where an earlier run in the same directory stood.
@@ -158,34 +162,27 @@ def run(
       directory: where checkpoints, metrics and `fixres.json` go.
       metadata: what `fixres.json` says.
       log_every_steps, checkpoint_every_steps, keep_checkpoints: how often to write and how much to keep.
-      workers, threads: processes, and threads in each, that read images.
+      reading: workers and threads, as in `pipeline.train_batches`.
       title: what the progress bar says.
 
     Returns:
-      The trained variables on the devices, and {'num_steps', 'images_seen', 'earlier_seconds'}: the last is the time
-      that earlier processes spent in this run's loop.
+      The trained variables on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': those of earlier processes}.
     """
     o = optimization
     sharding.check_batch_size(o.batch_size, mesh, f'{title}.batch_size')
-    num_steps = max(1, o.steps(o.epochs, len(source)))
-    tx, schedule = make_optimizer(o, num_steps, len(source))
+    num_steps, tx, schedule, step_fn = _prepare(model, o, len(source), mesh)
     blank = state.abstract(model, tx, o.trainable, mesh=mesh)
     models.batch_norm_layers(blank.batch_stats, o.batch_norm)
-    step_fn = make_train_step(
-        model, tx, o.trainable, models.Mode(o.batch_norm, dropout=True), mesh=mesh, label_smoothing=o.label_smoothing
-    )
+    save_every_steps = checkpoint_every_steps or max(1, o.steps(1, len(source)))
     key = jax.random.key(seed)
-    checkpoints = Checkpoints(directory, keep_checkpoints)
-    try:
-        now = checkpoints.restore(blank) if checkpoints.steps else None
-        if now is None:
-            now = state.create(model, tx, o.trainable, key=key, mesh=mesh, variables=variables)
-        else:
+    with contextlib.closing(Checkpoints(directory, keep_checkpoints)) as checkpoints:
+        if checkpoints.steps:
+            now = checkpoints.restore(blank)
             log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
-        if sharding.is_host0():
-            write_metadata(directory, metadata)
+        else:
+            now = state.create(model, tx, o.trainable, key=key, mesh=mesh, variables=variables)
+        write_metadata(directory, metadata)
         first = int(now.step)
-        earlier_seconds = metrics.seconds_until(directory / 'metrics.jsonl', first)
         batches = pipeline.train_batches(
             source,
             transform,
@@ -194,18 +191,14 @@ def run(
             start_step=first,
             num_steps=num_steps,
             repeats=repeats,
-            host=jax.process_index(),
-            num_hosts=jax.process_count(),
-            workers=workers,
-            threads=threads,
+            **sharding.hosts(),
+            **reading,
         )
         now = loop.fit(
             now,
             step_fn,
             batches,
-            pace=loop.Pace(
-                num_steps, o.batch_size, log_every_steps, checkpoint_every_steps or max(1, o.steps(1, len(source)))
-            ),
+            pace=loop.Pace(num_steps, o.batch_size, log_every_steps, save_every_steps),
             schedule=schedule,
             key=key,
             mesh=mesh,
@@ -213,7 +206,8 @@ def run(
             checkpoints=checkpoints,
             title=title,
         )
-    finally:
-        checkpoints.close()
-    info = {'num_steps': num_steps, 'images_seen': num_steps * o.batch_size, 'earlier_seconds': earlier_seconds}
-    return now.variables, info
+    return now.variables, {
+        'num_steps': num_steps,
+        'images_seen': num_steps * o.batch_size,
+        'earlier_seconds': metrics.seconds_until(directory / 'metrics.jsonl', first),
+    }

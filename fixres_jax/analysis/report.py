@@ -67,14 +67,10 @@ def verdict(report: dict[str, Any]) -> str:
     )
     sentences = []
     for what, change in steps:
-        size = f'{abs(change["difference"]):.2f} points (95 % interval {change["low"]:+.2f} to {change["high"]:+.2f})'
-        if change['low'] > 0:
-            sentences.append(f'{what} was worth {size}.')
-        elif change['high'] < 0:
-            sentences.append(f'{what} cost {size}.')
-        else:
-            side = 'above' if change['difference'] >= 0 else 'below'
-            sentences.append(f'{what} ended {size} {side}, which these images do not tell from nothing.')
+        size = f'{change["difference"]:+.2f} points (95 % interval {change["low"]:+.2f} to {change["high"]:+.2f})'
+        if change['low'] <= 0 <= change['high']:
+            size += ', which these images cannot tell from no change'
+        sentences.append(f'{what} changed top-1 by {size}.')
     if report['test_resolution'] == report['train_resolution']:
         sentences[0] = 'No larger resolution was better on the held-out images, so the training size was kept.'
     return ' '.join(sentences)
