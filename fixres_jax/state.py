@@ -57,22 +57,29 @@ def create(
     *,
     key: jax.Array,
     mesh: Mesh,
+    layout: str = 'replicated',
     variables: Any = None,
 ) -> TrainState:
     """Make the state where it will live, from given variables or from random ones.
 
     Where a run's variables come from, in this order: 1. its own last checkpoint (see `train.run`), 2. `variables`,
-    loaded from another run or from converted weights, 3. `model.init`.
+    loaded from another run or from converted weights, 3. `model.init`. `layout` is that of `sharding.place`.
     """
 
     def make(given):
         return from_variables(init_variables(model, key) if given is None else given, tx, trainable)
 
-    return jax.jit(make, out_shardings=sharding.replicated(mesh))(variables)
+    shardings = sharding.place(jax.eval_shape(make, variables), mesh, layout)
+    return jax.jit(make, out_shardings=shardings)(variables)
 
 
-def abstract(model: Any, tx: optax.GradientTransformation, trainable: str, *, mesh: Mesh) -> TrainState:
+def abstract(
+    model: Any, tx: optax.GradientTransformation, trainable: str, *, mesh: Mesh, layout: str = 'replicated'
+) -> TrainState:
     """Return the state's shapes, dtypes and shardings without computing it."""
     shapes = jax.eval_shape(lambda key: from_variables(init_variables(model, key), tx, trainable), jax.random.key(0))
-    place = sharding.replicated(mesh)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        shapes,
+        sharding.place(shapes, mesh, layout),
+    )
