@@ -73,13 +73,15 @@ def test_files_that_cannot_be_cut_are_left_whole():
 
 @pytest.mark.parametrize('side, divisor', [(200, 1), (150, 2), (80, 4), (40, 8)])
 def test_fast_decoding_keeps_enough_pixels_and_looks_alike(side, divisor):
-    encoded = encode(480, 400)
+    buffer = io.BytesIO()
+    Image.fromarray(pattern(50, 60)).resize((480, 400)).save(buffer, 'JPEG')
+    encoded = buffer.getvalue()
     box = (64, 32, 64 + 384, 32 + 320)
     image = decoding.EncodedImage(encoded, '', 0)
     fast, exact = image.crop(box, at_least=side), image.crop(box)
     assert fast.size == (384 // divisor, 320 // divisor) and min(fast.size) >= side
     small = [np.asarray(part.resize((32, 32), Image.Resampling.BOX), int) for part in (fast, exact)]
-    assert np.abs(small[0] - small[1]).mean() < 16
+    assert np.abs(small[0] - small[1]).mean() < 6
 
 
 def test_fast_decoding_is_for_training_crops_of_jpegs_only():
@@ -89,4 +91,3 @@ def test_fast_decoding_is_for_training_crops_of_jpegs_only():
     for encoded, same in ((encode(300, 300), False), (buffer.getvalue(), True)):
         pair = [make(decoding.EncodedImage(encoded, '', 0), np.random.default_rng(1)) for make in (fast, exact)]
         assert np.array_equal(*pair) is same
-        assert np.abs(pair[0].astype(int) - pair[1]).mean() < 20
