@@ -27,10 +27,13 @@ class Mode:
       batch_norm: regex, matched with `re.fullmatch` against the '/' paths of BatchNorm layers
         ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages.
       dropout: whether dropout is active, in the architectures that have it.
+      population: the layers that match take the batch's own mean and population variance (divided by n, not n - 1) as
+        their running values instead of moving towards them: what an exact average over many batches is made of.
     """
 
     batch_norm: str = ''
     dropout: bool = False
+    population: bool = False
 
 
 EVAL = Mode()
@@ -146,7 +149,9 @@ class BatchNorm(nn.Module):
             size = self.group_size or batch
             groups = _group(x, size)
             mean, var = _statistics(groups)
-            if not self.is_initializing():
+            if mode.population:
+                running_mean.value, running_var.value = (value.mean((0, 1, 2, 3)) for value in (mean, var))
+            elif not self.is_initializing():
                 count = size * x.shape[1] * x.shape[2]
                 _move(running_mean, mean)
                 _move(running_var, var * (count / (count - 1)))
