@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
+    c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
     c.model = ConfigDict()
     c.model.name = 'resnet50'  # a name of fixres_jax.models.MODELS
@@ -25,6 +26,7 @@ def get_config() -> ConfigDict:
     c.model.bn_group_size = (
         64  # images that share BatchNorm statistics (the reference's per-GPU batch); 0: the whole batch
     )
+    c.model.remat = ''  # activations computed again in the backward pass: '' none, block or stage; saves memory
     c.model.zero_init_residual = False  # last scale of each block starts at zero; the paper's recipe does not
 
     c.data = ConfigDict()
@@ -44,6 +46,7 @@ def get_config() -> ConfigDict:
     c.train.resolution = 224  # pixels of the square crop
     c.train.epochs = 240.0  # passes over the training images; 0: init_from is trained already
     c.train.batch_size = 512  # global
+    c.train.accumulate_steps = 1  # parts of the batch computed one after the other; saves memory
     c.train.repeats = 1  # copies of an image in a batch, each augmented by itself
     c.train.lr = 0.02  # base learning rate
     c.train.lr_rule = 'fixres'  # fixres: 8 * lr * batch / 512; batch/256: lr * batch / 256; none: lr
@@ -70,6 +73,7 @@ def get_config() -> ConfigDict:
     c.finetune.augmentation = 'test'  # test: the test transform; v2: flip, jitter 0.05, horizontally shifted crop
     c.finetune.epochs = 56.0  # passes over the training images
     c.finetune.batch_size = 512  # global
+    c.finetune.accumulate_steps = 1
     c.finetune.lr = 1e-3  # base learning rate
     c.finetune.lr_rule = 'fixres'
     c.finetune.schedule = 'step'

@@ -29,8 +29,9 @@ def make_eval_step(model: Any, mesh: Mesh) -> Callable[[Any, jax.Array, jax.Arra
             'top5': metrics.hits(logits, label, 5),
         }
 
-    whole, by_example = sharding.replicated(mesh), sharding.by_example(mesh)
-    return jax.jit(outcome, in_shardings=(whole, by_example, by_example), out_shardings=by_example)
+    by_example = sharding.by_example(mesh)
+    # The variables stay where they are: whole on each device, or split.
+    return jax.jit(outcome, in_shardings=(None, by_example, by_example), out_shardings=by_example)
 
 
 def _make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:

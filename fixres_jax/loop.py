@@ -41,7 +41,7 @@ def _saves(step: int, pace: Pace) -> bool:
 
 
 class _Reader:
-    """Bring the numbers of past steps to the host, refuse a loss that is not finite, write a line per window."""
+    """Bring the numbers of past steps to the host, refuse one that is not finite, write a line per window."""
 
     def __init__(
         self, pace: Pace, writer: metrics.MetricsLog | None, progress: Progress, schedule: optax.Schedule, began: float
@@ -55,11 +55,11 @@ class _Reader:
         self._unread.append((step, scalars))
 
     def read(self, leave: int) -> int | None:
-        """Read all but the last `leave` steps; return the first step whose loss is not finite, if any."""
+        """Read all but the last `leave` steps; return the first whose loss or gradient is not finite, if any."""
         while len(self._unread) > leave:
             step, scalars = self._unread.pop(0)
             self._window.append(jax.device_get(scalars))
-            if not math.isfinite(self._window[-1]['loss']):
+            if not all(math.isfinite(value) for value in self._window[-1].values()):
                 return step
             self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}')
             if step % self._pace.log_every_steps == 0 or _saves(step, self._pace):
@@ -108,7 +108,7 @@ def fit(
       The last state.
 
     Raises:
-      RunError: when the loss is not finite, naming the step and the last good checkpoint.
+      RunError: when the loss or its gradient is not finite, naming the step and the last good checkpoint.
       Preempted: after a SIGTERM, with the state saved.
     """
     first = int(now.step)
@@ -122,12 +122,12 @@ def fit(
             reader.add(step, scalars)
             stop = preemption.requested(step) and step < pace.num_steps
             save = stop or _saves(step, pace)
-            # Nothing is saved before its loss is known to be finite.
+            # Nothing is saved before its loss and its gradient are known to be finite.
             bad_step = reader.read(leave=0 if save else 1)
             if bad_step:
                 raise RunError(
-                    f'The loss is not finite at step {bad_step} of {pace.num_steps} of phase {title}. The last good '
-                    f'checkpoint is {_last(checkpoints)}. Lower the learning rate or lengthen the warm-up, in another '
+                    f'The loss or its gradient is not finite at step {bad_step} of {pace.num_steps} of phase {title}. '
+                    f'The last good checkpoint is {_last(checkpoints)}. Lower the learning rate or lengthen the warm-up, in another '
                     'workdir.'
                 )
             if save:

@@ -28,6 +28,7 @@ class Plan:
       seed: of everything random.
       model: from `models.create`.
       mesh: the devices.
+      layout: how a network lies on them, see `sharding.place`.
       variables: where training begins, numpy arrays; None for random ones.
       train_source, held_out, test_source: images to train on, to choose the resolution on, and to report on.
       train_transform: of training.
@@ -48,6 +49,7 @@ class Plan:
     seed: int
     model: Any
     mesh: Mesh
+    layout: str
     variables: Any
     train_source: Any
     held_out: Any
@@ -81,6 +83,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         seed=config.seed,
         model=model,
         mesh=sharding.make_mesh(),
+        layout=config.sharding,
         variables=_fit_variables(model, given, config, test_source.class_names) if given else None,
         train_source=train_source,
         held_out=held_out,
@@ -161,6 +164,7 @@ def _make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]
         bn_group_size=config.model.bn_group_size or None,
         zero_init_residual=config.model.zero_init_residual,
         width=config.model.width,
+        remat=config.model.remat,
         mean=tuple(metadata['mean']),
         std=tuple(metadata['std']),
     )

@@ -40,6 +40,7 @@ def train_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         repeats=plan.repeats,
         seed=plan.seed,
         mesh=plan.mesh,
+        layout=plan.layout,
         directory=plan.workdir / 'train',
         metadata=plan.metadata,
         title='train',
@@ -79,6 +80,7 @@ def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         repeats=1,
         seed=plan.seed + 1,  # other batches than training saw
         mesh=plan.mesh,
+        layout=plan.layout,
         directory=plan.workdir / 'finetune',
         metadata=plan.metadata | {'test_resolution': resolution},
         title='finetune',
@@ -187,7 +189,7 @@ def _claim(workdir: epath.Path, config: dict[str, Any]) -> None:
 
 
 def _place(plan: Plan, variables: Any) -> Any:
-    return jax.device_put(variables, sharding.replicated(plan.mesh))
+    return jax.device_put(variables, sharding.place(variables, plan.mesh, plan.layout))
 
 
 def _load(plan: Plan, phase: str) -> Any:

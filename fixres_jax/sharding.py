@@ -56,11 +56,15 @@ def place(tree: Any, mesh: Mesh, layout: str) -> Any:
     return jax.tree.map(of_leaf, tree)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, name: str) -> None:
-    """Raise UsageError unless the global batch can be split evenly over the mesh."""
-    if batch_size < 1 or batch_size % mesh.size:
+def check_batch_size(batch_size: int, mesh: Mesh, name: str, num_parts: int = 1) -> None:
+    """Raise UsageError unless each of the equal parts of a global batch can be split evenly over the mesh."""
+    if num_parts < 1:
+        raise UsageError(f'accumulate_steps={num_parts} is not a number of parts: it is at least 1.')
+    if batch_size < 1 or batch_size % (num_parts * mesh.size):
+        parts = f' in {num_parts} parts (accumulate_steps)' if num_parts > 1 else ''
         raise UsageError(
-            f'{name}={batch_size} cannot be split over {mesh.size} devices: choose a positive multiple of {mesh.size}.'
+            f'{name}={batch_size} cannot be split over {mesh.size} devices{parts}: choose a positive multiple of '
+            f'{num_parts * mesh.size}.'
         )
 
 

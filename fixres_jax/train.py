@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fixres_jax import loop, metrics, models, optim, sharding, state, trees
 from fixres_jax.checkpoint import Checkpoints, write_metadata
@@ -29,6 +30,8 @@ def make_train_step(
     mode: Mode,
     *,
     mesh: Mesh,
+    layout: str = 'replicated',
+    accumulate_steps: int = 1,
     label_smoothing: float = 0.0,
 ) -> TrainStep:
     """Return the jitted step that trains the parameters `trainable` matches, under `mode`.
@@ -42,12 +45,16 @@ def make_train_step(
       tx: the optimizer of the selected parameters.
       trainable: regex matched against whole parameter names such as 'fc/kernel'.
       mode: which BatchNorm layers run on batch statistics; whether dropout is on.
-      mesh: the devices; the batch is split over them and the state is on each.
+      mesh: the devices; the batch is split over them.
+      layout: how the state lies on them, see `sharding.place`.
+      accumulate_steps: parts of the batch that go through the network one after the other, for want of memory. The step
+        is the same as in one part when a part holds whole BatchNorm groups.
       label_smoothing: share of the target spread over all classes.
 
     Returns:
-      step(state, batch, key) -> (state, {'loss', 'top1': float32[]}). The state given is consumed. `batch` holds
-      'image' uint8[B, R, R, 3] and 'label' int32[B]; `key` is the run's, the step's own is folded in from `state.step`.
+      step(state, batch, key) -> (state, {'loss', 'top1', 'gradient_norm': float32[]}). The state given is consumed.
+      `batch` holds 'image' uint8[B, R, R, 3] and 'label' int32[B]; `key` is the run's, the step's own is folded in from
+      `state.step`.
     """
 
     def loss_fn(selected, frozen, batch_stats, batch, key):
@@ -56,25 +63,55 @@ def make_train_step(
             variables, batch['image'], mode, mutable=['batch_stats'], rngs={'dropout': key}
         )
         loss = metrics.cross_entropy(logits, batch['label'], label_smoothing).mean()
-        return loss, (updates['batch_stats'], metrics.hits(logits, batch['label'], 1).mean())
+        scalars = {'loss': loss, 'top1': metrics.hits(logits, batch['label'], 1).mean()}
+        return loss, (updates['batch_stats'], scalars)
 
-    def step(state, batch, key):
-        selected, frozen = trees.split(state.params, trainable)
-        key = jax.random.fold_in(key, state.step)
-        (loss, (batch_stats, top1)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            selected, frozen, state.batch_stats, batch, key
-        )
-        updates, opt_state = tx.update(gradients, state.opt_state, selected)
+    def step(now, batch, key):
+        selected, frozen = trees.split(now.params, trainable)
+        key = jax.random.fold_in(key, now.step)
+        gradients, (batch_stats, scalars) = gradient_fn(selected, frozen, now.batch_stats, batch, key)
+        updates, opt_state = tx.update(gradients, now.opt_state, selected)
         new = TrainState(
-            step=state.step + 1,
+            step=now.step + 1,
             params=trees.merge(optax.apply_updates(selected, updates), frozen),
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new, {'loss': loss, 'top1': top1}
+        return new, scalars | {'gradient_norm': optax.global_norm(gradients)}
 
+    gradient_fn = jax.grad(loss_fn, has_aux=True)
+    if accumulate_steps > 1:
+        gradient_fn = _accumulate(gradient_fn, accumulate_steps, mesh)
     whole, by_example = sharding.replicated(mesh), sharding.by_example(mesh)
-    return jax.jit(step, in_shardings=(whole, by_example, whole), out_shardings=(whole, whole), donate_argnums=0)
+    place = whole
+    if layout != 'replicated':
+        place = jax.tree.map(lambda x: x.sharding, state.abstract(model, tx, trainable, mesh=mesh, layout=layout))
+    return jax.jit(step, in_shardings=(place, by_example, whole), out_shardings=(place, whole), donate_argnums=0)
+
+
+def _accumulate(gradient_fn: Callable[..., Any], num_parts: int, mesh: Mesh) -> Callable[..., Any]:
+    """Return the function that gives the mean of `gradient_fn` over equal parts of the batch, one part at a time.
+
+    Each part starts from the same running statistics, so that their mean is what the whole batch would have made them.
+    """
+
+    def mean(selected, frozen, batch_stats, batch, key):
+        parts = jax.tree.map(lambda x: x.reshape(num_parts, -1, *x.shape[1:]), batch)
+        parts = jax.lax.with_sharding_constraint(parts, NamedSharding(mesh, PartitionSpec(None, 'data')))
+
+        def of_part(number, part):
+            return gradient_fn(selected, frozen, batch_stats, part, jax.random.fold_in(key, number))
+
+        def add(total, numbered):
+            return jax.tree.map(jnp.add, total, of_part(*numbered)), None
+
+        numbers = jnp.arange(num_parts)
+        shapes = jax.eval_shape(of_part, numbers[0], jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, (numbers, parts))
+        return jax.tree.map(lambda x: x / num_parts, total)
+
+    return mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +121,7 @@ class Optimization:
     Attributes:
       epochs: passes over the source, in samples seen: epochs * len(source) / batch_size steps.
       batch_size: global batch.
+      accumulate_steps: parts of the batch that are computed one after the other.
       lr: base learning rate, scaled by `lr_rule` (see `optim.LR_RULES`).
       lr_rule: 'fixres', 'batch/256' or 'none'.
       schedule: 'step', 'cosine' or 'constant'.
@@ -98,6 +136,7 @@ class Optimization:
 
     epochs: float
     batch_size: int
+    accumulate_steps: int
     lr: float
     lr_rule: str
     schedule: str
@@ -114,7 +153,9 @@ class Optimization:
         return round(epochs * num_images / self.batch_size)
 
 
-def _prepare(model: Any, o: Optimization, num_images: int, mesh: Mesh) -> tuple[int, Any, Any, TrainStep]:
+def prepare(
+    model: Any, o: Optimization, num_images: int, *, mesh: Mesh, layout: str = 'replicated'
+) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
     """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
     num_steps = max(1, o.steps(o.epochs, num_images))
     schedule = optim.make_schedule(
@@ -126,7 +167,16 @@ def _prepare(model: Any, o: Optimization, num_images: int, mesh: Mesh) -> tuple[
     )
     tx = optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
     mode = models.Mode(o.batch_norm, dropout=True)
-    step_fn = make_train_step(model, tx, o.trainable, mode, mesh=mesh, label_smoothing=o.label_smoothing)
+    step_fn = make_train_step(
+        model,
+        tx,
+        o.trainable,
+        mode,
+        mesh=mesh,
+        layout=layout,
+        accumulate_steps=o.accumulate_steps,
+        label_smoothing=o.label_smoothing,
+    )
     return num_steps, tx, schedule, step_fn
 
 
@@ -140,6 +190,7 @@ def run(
     repeats: int,
     seed: int,
     mesh: Mesh,
+    layout: str,
     directory: epath.Path,
     metadata: dict[str, Any],
     log_every_steps: int,
@@ -159,28 +210,29 @@ def run(
       repeats: copies of an image in a batch, each with its own augmentation.
       seed: of the variables, the order of the images, and the augmentation.
       mesh: the devices.
-      directory: where checkpoints, metrics and `fixres.json` go.
-      metadata: what `fixres.json` says.
+      layout: how the state lies on them, see `sharding.place`.
+      directory, metadata: where checkpoints, metrics and `fixres.json` go, and what the last says.
       log_every_steps, checkpoint_every_steps, keep_checkpoints: how often to write and how much to keep.
       reading: workers and threads, as in `pipeline.train_batches`.
       title: what the progress bar says.
 
     Returns:
-      The trained variables on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': those of earlier processes}.
+      The trained variables on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
     """
     o = optimization
-    sharding.check_batch_size(o.batch_size, mesh, f'{title}.batch_size')
-    num_steps, tx, schedule, step_fn = _prepare(model, o, len(source), mesh)
-    blank = state.abstract(model, tx, o.trainable, mesh=mesh)
+    sharding.check_batch_size(o.batch_size, mesh, f'{title}.batch_size', o.accumulate_steps)
+    num_steps, tx, schedule, step_fn = prepare(model, o, len(source), mesh=mesh, layout=layout)
+    blank = state.abstract(model, tx, o.trainable, mesh=mesh, layout=layout)
     models.batch_norm_layers(blank.batch_stats, o.batch_norm)
     save_every_steps = checkpoint_every_steps or max(1, o.steps(1, len(source)))
-    key = jax.random.key(seed)
+    pace = loop.Pace(num_steps, o.batch_size, log_every_steps, save_every_steps)
     with contextlib.closing(Checkpoints(directory, keep_checkpoints)) as checkpoints:
         if checkpoints.steps:
             now = checkpoints.restore(blank)
             log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
         else:
-            now = state.create(model, tx, o.trainable, key=key, mesh=mesh, variables=variables)
+            key = jax.random.key(seed)
+            now = state.create(model, tx, o.trainable, key=key, mesh=mesh, layout=layout, variables=variables)
         write_metadata(directory, metadata)
         first = int(now.step)
         batches = pipeline.train_batches(
@@ -198,9 +250,9 @@ def run(
             now,
             step_fn,
             batches,
-            pace=loop.Pace(num_steps, o.batch_size, log_every_steps, save_every_steps),
+            pace=pace,
             schedule=schedule,
-            key=key,
+            key=jax.random.key(seed),
             mesh=mesh,
             directory=directory,
             checkpoints=checkpoints,

@@ -17,6 +17,9 @@ __all__ = [
 # Every architecture halves its maps five times.
 MIN_RESOLUTION = 32
 
+# What the backward pass may compute again instead of keeping it.
+REMAT = ('', 'block', 'stage')
+
 MODELS = {
     'resnet18': partial(ResNet, BasicBlock, (2, 2, 2, 2)),
     'resnet34': partial(ResNet, BasicBlock, (3, 4, 6, 3)),
@@ -48,7 +51,7 @@ def create(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
     Args:
       name: a key of MODELS.
       num_classes: number of logits.
-      **options: dtype, bn_group_size, zero_init_residual, width, mean and std, as in `resnet.ResNet`.
+      **options: dtype, bn_group_size, zero_init_residual, width, mean, std and remat, as in `resnet.ResNet`.
 
     Returns:
       A module. `model.init(key, images, EVAL)` makes its variables, {'params', 'batch_stats'}.
@@ -65,6 +68,8 @@ def create(name: str, num_classes: int = 1000, **options: Any) -> nn.Module:
         value = getattr(model, field)
         if value is not None and value < 1:
             raise UsageError(f'{field}={value} makes no network: it is at least 1.')
+    if model.remat not in REMAT:
+        raise UsageError(f'remat={model.remat!r} is none of {REMAT}.{nearest(model.remat, REMAT)}')
     if int(model.width * model.base_width / 64) < 1:
         raise UsageError(
             f'{name} with width={model.width} has no channels in its groups: '

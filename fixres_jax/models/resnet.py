@@ -88,11 +88,13 @@ class Stage(nn.Module):
     depth: int
     stride: int
     options: tuple[tuple[str, Any], ...]
+    remat: str
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
+        block = nn.remat(self.block) if self.remat == 'block' else self.block
         for i in range(self.depth):
-            x = self.block(stride=self.stride if i == 0 else 1, **dict(self.options), name=str(i))(x, mode)
+            x = block(stride=self.stride if i == 0 else 1, **dict(self.options), name=str(i))(x, mode)
         return x
 
 
@@ -111,6 +113,8 @@ class ResNet(nn.Module):
       width: channels of the stem, to which all others are in proportion.
       mean: of the RGB channels, in [0, 1].
       std: of the RGB channels, in [0, 1].
+      remat: whose activations the backward pass computes again instead of keeping them: '' nothing's, 'block' those
+        inside each block, 'stage' those inside each stage.
     """
 
     block: type[nn.Module]
@@ -124,6 +128,7 @@ class ResNet(nn.Module):
     width: int = 64
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    remat: str = ''
 
     @nn.compact
     def __call__(self, images: jax.Array, mode: layers.Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -143,6 +148,7 @@ class ResNet(nn.Module):
         x = layers.Conv(self.width, 7, 2, name='conv1')(x)
         x = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(x, mode))
         x = layers.max_pool(x)
+        make_stage = nn.remat(Stage) if self.remat == 'stage' else Stage
         for i, depth in enumerate(self.depths):
             planes = self.width * 2**i
             options = {
@@ -152,7 +158,8 @@ class ResNet(nn.Module):
                 'bn_group_size': self.bn_group_size,
                 'zero_init_residual': self.zero_init_residual,
             }
-            stage = Stage(self.block, depth, 1 if i == 0 else 2, tuple(options.items()), name=f'layer{i + 1}')
+            stride = 1 if i == 0 else 2
+            stage = make_stage(self.block, depth, stride, tuple(options.items()), self.remat, name=f'layer{i + 1}')
             x = stage(x, mode)
         embedding = x.astype(jnp.float32).mean((1, 2))
         logits = layers.Classifier(self.num_classes, name='fc')(embedding)
