@@ -1,0 +1,105 @@
+"""Images in a folder of class folders, local or on gs://."""
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from fixres_jax.errors import RunError, UsageError
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
+
+
+class ImageFolder:
+    """Read a folder of class folders, as torchvision's ImageFolder: sorted class names are the labels.
+
+    The name of a record is the path of its file. Paths are kept packed (about 30 bytes an image, not 150).
+    """
+
+    def __init__(self, root: epath.PathLike):
+        """List the images below `root`.
+
+        Raises:
+          UsageError: when there is no class folder, one is empty, or two differ in case only.
+        """
+        path = epath.Path(root)
+        names = folders(path)
+        if not names:
+            raise UsageError(f'{path} holds no class folders. Expected {path}/<class name>/<image>.jpg.')
+        _check_case(path, names)
+        # Listing waits for the disk or the network, so folders are listed side by side.
+        with ThreadPoolExecutor(16) as pool:
+            listings = list(pool.map(_list_images, [path / name for name in names]))
+        self.root = str(path)
+        self.class_names = tuple(names)
+        counts = [len(listing) for listing in listings]
+        self.labels = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+        self._files = PackedStrings(file for listing in listings for file in listing)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return f'{self.root}/{self.class_names[self.labels[index]]}/{self._files[index]}'
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self.name(index)
+        try:
+            encoded = epath.Path(name).read_bytes()
+        except OSError as error:
+            raise RunError(f'Image {index}, {name}, cannot be read: {error.strerror or error}.') from error
+        return {'encoded': encoded, 'label': int(self.labels[index]), 'name': name}
+
+
+def folders(path: epath.Path) -> list[str]:
+    """Return the sorted names of the folders in a folder, hidden ones left out."""
+    try:
+        return sorted(entry.name for entry in path.iterdir() if entry.name[0] != '.' and entry.is_dir())
+    except OSError as error:
+        raise UsageError(f'{path} cannot be listed: {error.strerror or error}. Check its permissions.') from error
+
+
+def _check_case(path: epath.Path, names: Sequence[str]) -> None:
+    """Refuse classes such as 'Cat' and 'cat': they are one class on many file systems."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other != name:
+            raise UsageError(
+                f'{path} has classes {other!r} and {name!r}, which differ in case only. Rename or merge them.'
+            )
+
+
+def _list_images(folder: epath.Path) -> list[str]:
+    """Return the sorted paths of the images in a class folder, relative to it."""
+
+    def refuse(error: OSError) -> None:
+        raise UsageError(f'{error.filename} cannot be listed: {error.strerror}. Check its permissions.') from error
+
+    files = []
+    for place, _, names in folder.walk(on_error=refuse):
+        inside = str(place)[len(str(folder)) :].lstrip('/')
+        prefix = f'{inside}/' if inside else ''
+        files += [prefix + name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and name[0] != '.']
+    if not files:
+        raise UsageError(f'The class folder {folder} holds no images. Remove it, or add files such as image.jpg.')
+    return sorted(files)
+
+
+class PackedStrings(Sequence[str]):
+    """Hold strings in one piece of memory: a million Python strings take five times as much."""
+
+    def __init__(self, strings: Iterable[str]):
+        encoded = [string.encode('utf-8', 'surrogateescape') for string in strings]
+        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+        self._text = b''.join(encoded)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index):
+        index = range(len(self))[index]
+        start = self._ends[index - 1] if index else 0
+        return self._text[start : self._ends[index]].decode('utf-8', 'surrogateescape')
