@@ -5,6 +5,8 @@ The modules that import jax are imported late: processes that read images import
 
 import logging
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -16,11 +18,11 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and the report; made if absent.')
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse(argv: list[str], required: tuple[str, ...] = ('config', 'workdir')) -> list[str]:
     """Read the flags; a wrong one is one line and exit code 2."""
     try:
         rest = flags.FLAGS(argv)
-        for name in ('config', 'workdir'):
+        for name in required:
             if flags.FLAGS[name].value is None:
                 raise UsageError(
                     f'--{name} is missing. Example: --config configs/quickstart.py --workdir /tmp/quickstart'
@@ -29,40 +31,47 @@ def _parse(argv: list[str]) -> list[str]:
             raise UsageError(f'{rest[1]!r} was not expected: options begin with --.')
         return rest
     except Exception as error:  # absl, ml_collections and the config file itself each raise their own.
-        _fail(_explain(argv, error), 2)
+        fail(_explain(argv, error), 2)
 
 
 def _explain(argv: list[str], error: Exception) -> str:
     """Turn what the flag parser raised into a line that names the nearest right thing."""
-    text = str(error).strip('\'"').splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, FileNotFoundError):
-        return f'There is no config file {error.filename}.'
     if isinstance(error, UsageError):
-        return text
-    config = _loaded_config(argv)
-    if config is not None:
-        fields = _fields(config)
-        for argument in argv:
-            name = argument.removeprefix('--').partition('=')[0]
-            if name.startswith('config.') and name.removeprefix('config.') not in fields:
-                name = name.removeprefix('config.')
-                return f'The config has no field {name!r}.{nearest(name, fields)}'
-    return text
+        return str(error)
+    file = _config_argument(argv)
+    if file and not Path(file.partition(':')[0]).is_file():
+        return (
+            f'There is no config file {file.partition(":")[0]}.{nearest(file, map(str, Path("configs").glob("*.py")))}'
+        )
+    for line in _unknown_fields(argv, file):
+        return line
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (lines[-1] if lines[0].endswith('parsing config file:') else lines[0]).removeprefix('ValueError: ')
 
 
-def _loaded_config(argv: list[str]):
-    """Load the config file alone, without overrides, if that works."""
-    for i, argument in enumerate(argv):
-        name, _, value = argument.lstrip('-').partition('=')
-        if name == 'config':
-            try:
-                from ml_collections.config_flags import config_flags as loader
+def _config_argument(argv: list[str]) -> str:
+    """Return the value of the last --config on the command line, or ''."""
+    value = ''
+    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
+        name, equals, text = argument.lstrip('-').partition('=')
+        if argument.startswith('-') and name == 'config':
+            value = text if equals else following
+    return value
 
-                parser = loader._ConfigFileParser('config')
-                return parser.parse(value or argv[i + 1])
-            except Exception:
-                return None
-    return None
+
+def _unknown_fields(argv: list[str], file: str) -> Iterator[str]:
+    """Yield a line for every --config.field that the config file does not have."""
+    try:
+        # The parser of config_flags, as the file may take a variant after a colon.
+        config = config_flags.config_flags._ConfigFileParser('config').parse(file)
+    except Exception:  # It was this file that went wrong: its own error says more.
+        return
+    fields = _fields(config)
+    for argument in argv:
+        name = argument.lstrip('-').partition('=')[0]
+        if name.startswith('config.') and name.removeprefix('config.') not in fields:
+            name = name.removeprefix('config.')
+            yield f'The config has no field {name!r}.{nearest(name, fields)}'
 
 
 def _fields(config, prefix: str = '') -> list[str]:
@@ -72,7 +81,8 @@ def _fields(config, prefix: str = '') -> list[str]:
     return names
 
 
-def _fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> None:
+    """End the program with one line on the error stream."""
     print(f'fixres_jax: {message}', file=sys.stderr, flush=True)
     sys.exit(code)
 
@@ -96,12 +106,12 @@ def main(argv: list[str]) -> None:
     try:
         recipe.run(_CONFIG.value, _WORKDIR.value)
     except UsageError as error:
-        _fail(str(error), 2)
+        fail(str(error), 2)
     except RunError as error:
-        _fail(str(error), 1)
+        fail(str(error), 1)
     except preemption.Preempted as error:
         print(f'fixres_jax: told to stop; {error}. The same command goes on from there.', file=sys.stderr)
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

@@ -74,10 +74,9 @@ def make(config: Any, workdir: epath.Path) -> Plan:
     _check_network(config)
     given, metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
     train_source, held_out, test_source = _open_data(config, workdir)
-    model, metadata = _make_model(config, metadata, test_source.class_names)
+    model, metadata = make_model(config, metadata, test_source.class_names)
     resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
     _check_resolutions(config, metadata['train_resolution'], resolutions)
-    regexes = models.FINETUNE[config.model.name]
     return Plan(
         workdir=workdir,
         seed=config.seed,
@@ -96,12 +95,8 @@ def make(config: Any, workdir: epath.Path) -> Plan:
             jitter=config.train.jitter,
         ),
         augmentation=config.finetune.augmentation,
-        training=_optimization(config.train),
-        finetuning=_optimization(
-            config.finetune,
-            trainable=config.finetune.trainable or regexes['trainable'],
-            batch_norm=config.finetune.batch_norm or regexes['batch_norm'],
-        ),
+        training=training(config),
+        finetuning=finetuning(config),
         repeats=config.train.repeats,
         train_resolution=metadata['train_resolution'],
         test_resolution=config.test.resolution,
@@ -132,7 +127,7 @@ def _check_network(config: Any) -> None:
         raise UsageError('task=finetune needs the resolution to fine-tune at: set --config.test.resolution.')
 
 
-def _make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Return the model and the `fixres.json` of the run; what the config leaves open comes from the given network."""
     num_classes = config.model.num_classes or len(class_names)
     if num_classes < len(class_names):
@@ -242,6 +237,17 @@ def _fit_variables(model: Any, given: Any, config: Any, class_names: tuple[str, 
             f'{difference.message()}'
         )
     return given
+
+
+def training(config: Any) -> train.Optimization:
+    """Return how the config trains."""
+    return _optimization(config.train)
+
+
+def finetuning(config: Any) -> train.Optimization:
+    """Return how the config fine-tunes; the regexes that it leaves open are the model's own."""
+    regexes = models.FINETUNE[config.model.name]
+    return _optimization(config.finetune, **{name: config.finetune[name] or regexes[name] for name in regexes})
 
 
 def _optimization(section: Any, **regexes: str) -> train.Optimization:
