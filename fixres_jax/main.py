@@ -27,6 +27,8 @@ def parse(argv: list[str], required: tuple[str, ...] = ('config', 'workdir')) ->
                 raise UsageError(
                     f'--{name} is missing. Example: --config configs/quickstart.py --workdir /tmp/quickstart'
                 )
+        if 'config' in required:
+            _CONFIG.value.task  # noqa: B018 - a file that did not load says so only when it is used
         if rest[1:]:
             raise UsageError(f'{rest[1]!r} was not expected: options begin with --.')
         return rest

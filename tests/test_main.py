@@ -1,0 +1,177 @@
+"""The program as its users start it: a process of its own for every task, and one line for every wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fixres_jax import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (
+    '--config.model.width=8',
+    '--config.train.epochs=2',
+    '--config.train.batch_size=16',
+    '--config.train.warmup_epochs=0',
+    '--config.model.bn_group_size=16',
+    '--config.train.resolution=32',
+    '--config.test.resolutions=(32, 48)',
+    '--config.data.held_out_fraction=0.25',
+    '--config.finetune.epochs=1',
+    '--config.finetune.batch_size=16',
+    '--config.log_every_steps=1',
+    '--config.checkpoint_every_steps=2',
+)
+
+
+def main(workdir, *arguments, config='configs/quickstart.py', expect=0):
+    command = [sys.executable, '-m', 'fixres_jax.main', f'--config={config}', f'--workdir={workdir}', *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == expect, done.stderr
+    if expect:
+        assert 'Traceback' not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory, tiny_folder):
+    """The workdir of a whole recipe on a tiny folder, and what the program printed."""
+    workdir = tmp_path_factory.mktemp('recipe')
+    return workdir, main(workdir, f'--config.data.source={tiny_folder}', *SMALL)
+
+
+def test_the_recipe_ends_with_a_report_of_three_numbers(finished):
+    workdir, printed = finished
+    report = json.loads((workdir / 'report.json').read_text())
+    assert report['train_resolution'] == 32 and report['test_resolution'] in (32, 48)
+    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted']
+    for number in report['numbers'].values():
+        assert number['count'] == 24 and number['low'] <= number['top1'] <= number['high'] <= 100
+        assert 0 <= number['top1'] <= number['top5'] <= 100
+    change = report['adapted_minus_larger']
+    assert change['difference'] == pytest.approx(
+        report['numbers']['adapted']['top1'] - report['numbers']['larger']['top1']
+    )
+    assert change['low'] < change['high']
+    assert [row['resolution'] for row in report['curve']] == [32, 48]
+    assert all({'top1_before', 'top1_after'} <= row.keys() for row in report['curve'])
+    assert report['config']['model']['width'] == 8
+    assert {'train', 'sweep', 'evaluate'} <= report['seconds'].keys()
+    assert 'three' not in printed and 'larger and adapted' in printed
+    for name in ('report.md', 'plots/accuracy.png', 'plots/training.png', 'train/metrics.jsonl', 'train/fixres.json'):
+        assert (workdir / name).stat().st_size > 0
+    assert Image.open(workdir / 'plots' / 'accuracy.png').width > 600
+
+
+def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_tested_on(finished):
+    workdir, _ = finished
+    report = json.loads((workdir / 'report.json').read_text())
+    sweep = json.loads((workdir / 'sweep.json').read_text())
+    assert sweep['count'] == 12 and report['images'] == {'train': 36, 'test': 24}
+
+
+def test_started_again_it_skips_what_is_done_and_makes_the_report_anew(finished, tiny_folder):
+    workdir, _ = finished
+    before = json.loads((workdir / 'report.json').read_text())
+    (workdir / 'report.md').unlink()
+    printed = main(workdir, f'--config.data.source={tiny_folder}', *SMALL)
+    assert printed.count('is done') == 4
+    assert (workdir / 'report.md').exists()
+    assert json.loads((workdir / 'report.json').read_text())['numbers'] == before['numbers']
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished, tiny_folder):
+    workdir, _ = finished
+    printed = main(workdir, f'--config.data.source={tiny_folder}', *SMALL, '--config.train.lr=0.3', expect=2)
+    assert 'train.lr was 0.1, now 0.3' in printed
+    main(workdir, f'--config.data.source={tiny_folder}', *SMALL, '--config.data.threads=1')  # may differ
+
+
+def test_tasks_of_one_phase(finished, tiny_folder, tmp_path):
+    workdir, _ = finished
+    source = f'--config.data.source={tiny_folder}'
+    start = (source, *SMALL, f'--config.init_from={workdir / "train"}')
+    printed = main(tmp_path / 'evaluate', *start, '--config.task=evaluate')
+    report = json.loads((workdir / 'report.json').read_text())
+    result = json.loads((tmp_path / 'evaluate' / 'evaluate.json').read_text())
+    assert [point['top1'] for point in result['points']] == [row['top1_before'] for row in report['curve']]
+    assert 'top-1' in printed
+    main(tmp_path / 'finetune', *start, '--config.task=finetune', '--config.test.resolution=48')
+    assert checkpoint.load_metadata(tmp_path / 'finetune')['test_resolution'] == 48
+    main(tmp_path / 'train', source, *SMALL, '--config.task=train', '--config.train.epochs=1')
+    assert checkpoint.load_metadata(tmp_path / 'train')['num_classes'] == 4
+
+
+def test_a_network_that_comes_trained_goes_through_the_recipe(finished, tiny_folder, tmp_path):
+    workdir, _ = finished
+    options = (*SMALL, f'--config.init_from={workdir / "train"}', '--config.train.epochs=0')
+    main(tmp_path, f'--config.data.source={tiny_folder}', *options)
+    ours, theirs = (json.loads((folder / 'report.json').read_text()) for folder in (tmp_path, workdir))
+    assert ours['numbers']['train_resolution'] == theirs['numbers']['train_resolution']
+
+
+def test_another_number_of_classes_is_refused_unless_the_classifier_starts_afresh(finished, tiny_folder, tmp_path):
+    workdir, _ = finished
+    options = (*SMALL, f'--config.init_from={workdir / "train"}', '--config.model.num_classes=7', '--config.task=train')
+    printed = main(tmp_path / 'a', f'--config.data.source={tiny_folder}', *options, expect=2)
+    assert 'has 4 classes' in printed and 'reset_head=True' in printed
+    printed = main(tmp_path / 'b', f'--config.data.source={tiny_folder}', *options, '--config.reset_head=True')
+    assert 'starts afresh with 7 classes' in printed
+
+
+@pytest.mark.parametrize(
+    'arguments, expected',
+    [
+        (['--config.train.epoch=3'], "no field 'train.epoch'. Did you mean 'train.epochs'"),
+        (['--config.train.epochs=many'], 'epochs'),
+        (['--config.model.name=resnet5O'], "Did you mean 'resnet50'"),
+        (['--config.task=recipee'], "Did you mean 'recipe'"),
+        (['--config.data.source=/nowhere/at/all'], '/nowhere/at/all'),
+        (['--config.train.resolution=16', '--config.data.source=FOLDER'], 'train.resolution=16 is too small'),
+        (['--config.test.resolution=8', '--config.data.source=FOLDER'], 'test.resolution=8 is too small'),
+        (['--config.data.train_split=trane', '--config.data.source=FOLDER'], "Did you mean 'train'"),
+        (['--config.data.source=EMPTY'], 'holds no images'),
+        (['--config.init_from=/nowhere/weights'], 'holds no network'),
+        (['--config.task=evaluate'], 'task=evaluate needs a network'),
+        (['--config.data.held_out_fraction=0', '--config.data.source=FOLDER'], 'Nothing to choose'),
+        (['--config.train.schedule=cosin', '--config.data.source=FOLDER'], "Did you mean 'cosine'"),
+        (['--config.train.batch_size=48', '--config.data.source=FOLDER'], 'not a multiple of bn_group_size=64'),
+        (['--workdirr=x'], 'workdir'),
+        (['--config=configs/nothing.py'], 'configs/nothing.py'),
+        (['--config=configs/imagenette.py:big'], "no variant 'big'"),
+    ],
+    ids=lambda value: value[0][2:] if isinstance(value, list) else '',
+)
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, tiny_folder, arguments, expected):
+    for split in ('train', 'val'):
+        (tmp_path / 'empty' / split / 'class').mkdir(parents=True)
+    replaced = [a.replace('FOLDER', str(tiny_folder)).replace('EMPTY', str(tmp_path / 'empty')) for a in arguments]
+    printed = main(tmp_path / 'workdir', *replaced, expect=2)
+    lines = [line for line in printed.splitlines() if line.startswith('fixres_jax: ')]
+    assert len(lines) == 1 and expected in lines[0], printed
+
+
+def test_a_missing_workdir_or_config_is_said():
+    for arguments, expected in (([], '--config is missing'), (['--config=configs/quickstart.py'], '--workdir is missing')):
+        done = subprocess.run(
+            [sys.executable, '-m', 'fixres_jax.main', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2 and expected in done.stderr
+
+
+def test_an_image_that_cannot_be_decoded_ends_the_run_with_its_name(tmp_path, tiny_folder):
+    for split in ('train', 'val'):
+        for folder in sorted((tiny_folder / split).iterdir()):
+            copy = tmp_path / 'data' / split / folder.name
+            copy.mkdir(parents=True)
+            for file in folder.iterdir():
+                (copy / file.name).write_bytes(file.read_bytes())
+    broken = tmp_path / 'data' / 'train' / 'bee' / 'train_03.jpg'
+    broken.write_bytes(broken.read_bytes()[:200])
+    options = (*SMALL, '--config.data.held_out_fraction=0', '--config.test.resolution=48')
+    printed = main(tmp_path / 'workdir', f'--config.data.source={tmp_path / "data"}', *options, expect=1)
+    line = printed.strip().splitlines()[-1]
+    assert line.startswith('fixres_jax: ') and str(broken) in line

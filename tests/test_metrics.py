@@ -1,0 +1,68 @@
+"""Losses, hits and intervals against independent formulas; the log across restarts."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize, special, stats
+
+from fixres_jax import metrics
+
+
+def test_cross_entropy_and_its_smoothing():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 5)).astype(np.float32), np.array([0, 4, 2, 1, 3, 3], np.int32)
+    log_p = special.log_softmax(logits, axis=1)
+    picked = log_p[np.arange(6), labels]
+    np.testing.assert_allclose(metrics.cross_entropy(jnp.array(logits), jnp.array(labels)), -picked, rtol=1e-5)
+    smooth = metrics.cross_entropy(jnp.array(logits), jnp.array(labels), 0.1)
+    np.testing.assert_allclose(smooth, -0.9 * picked - 0.1 * log_p.mean(axis=1), rtol=1e-5)
+
+
+def test_hits_count_ranks_and_break_ties_by_index():
+    logits = jnp.array([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, jnp.nan, 1.0]])
+    labels = jnp.array([2, 0, 2, 1])
+    assert metrics.hits(logits, labels, 1).tolist() == [False, True, False, False]
+    assert metrics.hits(logits, labels, 2).tolist() == [True, True, False, False]
+    assert metrics.hits(logits, labels, 5).tolist() == [True, True, True, False]  # fewer classes than places
+
+
+@pytest.mark.parametrize('successes, count', [(0, 10), (81, 100), (3100, 3925), (10, 10)])
+def test_wilson_is_the_inversion_of_the_score_test(successes, count):
+    low, high = metrics.wilson(successes, count)
+    p = successes / count
+    assert low <= p <= high
+    z = stats.norm.ppf(0.975)
+    for bound, inner in ((low, p - 1e-9), (high, p + 1e-9)):
+        if 0 < bound < 1:
+            edge = (0.0, inner) if bound < p else (inner, 1.0)
+            root = optimize.brentq(lambda q: (p - q) ** 2 - z**2 * q * (1 - q) / count, *edge)
+            assert bound == pytest.approx(root, abs=1e-6)
+
+
+def test_paired_interval_covers_at_its_rate():
+    """Two predictors that disagree on few images: the interval holds the true difference 95 times in a hundred."""
+    rng = np.random.default_rng(0)
+    only_first, only_second, count = 0.05, 0.03, 1000
+    covered = 0
+    for _ in range(2000):
+        a, b, _ = rng.multinomial(count, [only_first, only_second, 1 - only_first - only_second])
+        interval = metrics.paired(a, b, count)
+        assert interval['low'] <= interval['difference'] <= interval['high']
+        covered += interval['low'] <= 2.0 <= interval['high']
+    assert 0.935 < covered / 2000 < 0.975
+
+
+def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):
+    log = metrics.MetricsLog(tmp_path, 0)
+    for step in (1, 2, 3):
+        log.write(step, loss=1.0 / step, seconds=float(step))
+    log.close()
+    log = metrics.MetricsLog(tmp_path, 2)
+    log.write(3, loss=9.0, seconds=7.0)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert [(line['step'], line['loss']) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+    assert metrics.seconds_until(tmp_path / 'metrics.jsonl', 2) == 2.0
+    assert list((tmp_path / 'tensorboard').glob('events.*'))

@@ -1,0 +1,230 @@
+"""Training: what moves and what does not, on any number of devices, whatever interrupts it."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fixres_jax import checkpoint, loop, models, optim, preemption, sharding, state, train, trees
+from fixres_jax.data import sources, transforms
+from fixres_jax.errors import RunError, UsageError
+
+MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
+FROM_SCRATCH = train.Optimization(
+    epochs=2,
+    batch_size=16,
+    accumulate_steps=1,
+    lr=0.05,
+    lr_rule='none',
+    schedule='cosine',
+    decay_every_epochs=1,
+    warmup_epochs=0,
+    momentum=0.9,
+    weight_decay=1e-4,
+    label_smoothing=0.0,
+    trainable='.*',
+    batch_norm='.*',
+)
+
+
+def make_batch(seed: int, size: int = 16) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        'image': rng.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8),
+        'label': rng.integers(0, 4, size, dtype=np.int32),
+    }
+
+
+def steps(mesh, trainable, mode, count=2, model=MODEL, label_smoothing=0.0):
+    """Return the state before and after some steps, and their losses."""
+    tx = optim.make_sgd(optim.make_schedule('constant', 0.01, num_steps=count), momentum=0.9, weight_decay=1e-3)
+    now = state.create(model, tx, trainable, key=jax.random.key(0), mesh=mesh)
+    first = jax.device_get(now)
+    step_fn = train.make_train_step(model, tx, trainable, mode, mesh=mesh, label_smoothing=label_smoothing)
+    losses = []
+    for number in range(count):
+        now, scalars = step_fn(now, sharding.put(make_batch(number), mesh), jax.random.key(1))
+        losses.append(float(scalars['loss']))
+    assert step_fn._cache_size() == 1, 'the step was compiled more than once'
+    return first, jax.device_get(now), losses
+
+
+def changed(before, after) -> set[str]:
+    before, after = trees.flatten(before), trees.flatten(after)
+    return {name for name in before if not np.array_equal(before[name], after[name])}
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return sharding.make_mesh()
+
+
+@pytest.fixture(scope='module')
+def from_scratch(mesh):
+    return steps(mesh, '.*', models.TRAIN)
+
+
+def test_from_scratch_everything_moves(from_scratch):
+    before, after, _ = from_scratch
+    assert changed(before.params, after.params) == set(trees.flatten(before.params))
+    assert changed(before.batch_stats, after.batch_stats) == set(trees.flatten(before.batch_stats))
+    assert after.step == 2
+
+
+def test_fine_tuning_moves_only_what_the_two_regexes_name(mesh):
+    regexes = models.FINETUNE['resnet18']
+    before, after, _ = steps(mesh, regexes['trainable'], models.Mode(regexes['batch_norm']))
+    assert changed(before.params, after.params) == {'fc/kernel', 'fc/bias'}
+    assert changed(before.batch_stats, after.batch_stats) == {'layer4/1/bn2/mean', 'layer4/1/bn2/var'}
+    assert {name for name in trees.flatten(after.opt_state[1].trace)} == {'fc/kernel', 'fc/bias'}
+
+
+def test_fine_tuning_has_no_backward_pass_through_the_trunk(mesh):
+    def count_convolutions(trainable, mode):
+        tx = optim.make_sgd(optim.make_schedule('constant', 0.05, num_steps=1), momentum=0.9, weight_decay=0.0)
+        step_fn = train.make_train_step(MODEL, tx, trainable, mode, mesh=mesh)
+        shapes = state.abstract(MODEL, tx, trainable, mesh=mesh)
+        return step_fn.lower(shapes, make_batch(0), jax.random.key(0)).as_text().count('stablehlo.convolution')
+
+    regexes = models.FINETUNE['resnet18']
+    assert count_convolutions(regexes['trainable'], models.Mode(regexes['batch_norm'])) == 17  # the forward pass's 3x3 and 7x7
+    assert count_convolutions('.*', models.TRAIN) > 45
+
+
+@pytest.mark.parametrize('count', [1, 4])
+def test_any_number_of_devices_takes_the_same_steps(from_scratch, count):
+    _, many, many_losses = from_scratch
+    _, few, few_losses = steps(sharding.make_mesh(jax.devices()[:count]), '.*', models.TRAIN)
+    np.testing.assert_allclose(few_losses, many_losses, rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), few.variables, many.variables)
+
+
+def test_label_smoothing_changes_the_loss(mesh):
+    plain, smooth = (steps(mesh, 'fc/.*', models.EVAL, 1, label_smoothing=s)[2][0] for s in (0.0, 0.1))
+    assert plain != smooth
+
+
+def run(directory, folder, optimization=FROM_SCRATCH, title='train', **options):
+    source = sources.create(str(folder), 'train')
+    return train.run(
+        MODEL,
+        source,
+        transforms.make_train(32),
+        optimization,
+        variables=None,
+        repeats=1,
+        seed=0,
+        mesh=sharding.make_mesh(),
+        layout='replicated',
+        directory=directory,
+        metadata={'architecture': 'resnet18'},
+        title=title,
+        reading={'workers': 0, 'threads': 2},
+        **({'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2} | options),
+    )
+
+
+def steps_logged(directory):
+    return [json.loads(line)['step'] for line in (directory / 'metrics.jsonl').read_text().splitlines()]
+
+
+@pytest.mark.parametrize('stop_at', [1, 4])
+def test_a_run_told_to_stop_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatch, stop_at):
+    straight, info = run(tmp_path / 'straight', tiny_folder)
+    assert info['num_steps'] == 6 and info['images_seen'] == 96
+    monkeypatch.setattr(preemption, 'requested', lambda step: step == stop_at)
+    with pytest.raises(preemption.Preempted, match=f'step {stop_at} of 6'):
+        run(tmp_path / 'halting', tiny_folder)
+    monkeypatch.setattr(preemption, 'requested', lambda step: False)
+    resumed, info = run(tmp_path / 'halting', tiny_folder)
+    assert info['earlier_seconds'] > 0
+    assert not changed(straight, resumed)
+    assert steps_logged(tmp_path / 'halting') == steps_logged(tmp_path / 'straight') == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_killed_after_logging_more_than_it_saved_repeats_no_step(tmp_path, tiny_folder, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def killed(step):
+        if step == 4:  # step 3 is in the log, the last checkpoint is of step 2
+            raise Killed
+        return False
+
+    straight, _ = run(tmp_path / 'straight', tiny_folder)
+    monkeypatch.setattr(preemption, 'requested', killed)
+    with pytest.raises(Killed):
+        run(tmp_path / 'killed', tiny_folder)
+    with (tmp_path / 'killed' / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 4, "lo')  # cut short by the kill
+    monkeypatch.setattr(preemption, 'requested', lambda step: False)
+    resumed, _ = run(tmp_path / 'killed', tiny_folder)
+    assert not changed(straight, resumed)
+    assert steps_logged(tmp_path / 'killed') == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpoint(tmp_path, tiny_folder):
+    source = sources.create(str(tiny_folder), 'train')
+    calls = []
+
+    def step_fn(now, batch, key):
+        calls.append(1)
+        loss = jnp.asarray(jnp.nan if len(calls) == 4 else 1.0)
+        return now.replace(step=now.step + 1), {'loss': loss, 'top1': jnp.zeros(())}
+
+    mesh = sharding.make_mesh()
+    tx = optim.make_sgd(optim.make_schedule('constant', 0.1, num_steps=6), momentum=0.9, weight_decay=0.0)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    batches = train.pipeline.train_batches(
+        source, transforms.make_train(32), batch_size=16, seed=0, start_step=0, num_steps=6
+    )
+    with pytest.raises(RunError, match=r'not finite at step 4 of 6 .* step 2 in'):
+        loop.fit(
+            state.create(MODEL, tx, '.*', key=jax.random.key(0), mesh=mesh),
+            step_fn,
+            batches,
+            pace=loop.Pace(6, 16, log_every_steps=1, checkpoint_every_steps=2),
+            schedule=lambda step: 0.1,
+            key=jax.random.key(0),
+            mesh=mesh,
+            directory=tmp_path,
+            checkpoints=checkpoints,
+            title='train',
+        )
+    assert checkpoints.steps == [2]
+    checkpoints.close()
+
+
+def test_regexes_that_match_nothing_are_refused(tmp_path, tiny_folder):
+    import dataclasses
+
+    with pytest.raises(UsageError, match='head.* matches none'):
+        run(tmp_path, tiny_folder, dataclasses.replace(FROM_SCRATCH, trainable='head/.*'))
+    with pytest.raises(UsageError, match='layer4/9/bn2.* matches none'):
+        run(tmp_path, tiny_folder, dataclasses.replace(FROM_SCRATCH, batch_norm='layer4/9/bn2'))
+    with pytest.raises(UsageError, match='batch_size=12 cannot be split over 8 devices'):
+        run(tmp_path, tiny_folder, dataclasses.replace(FROM_SCRATCH, batch_size=12))
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_both_shapes(tmp_path, tiny_folder):
+    run(tmp_path, tiny_folder)
+    tx = optim.make_sgd(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
+    other = state.abstract(models.create('resnet18', 5, width=8), tx, '.*', mesh=sharding.make_mesh())
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(UsageError, match=r'(?s)another network.*fc/bias: expected \(5,\), found \(4,\)'):
+        checkpoints.restore(other)
+    checkpoints.close()
+
+
+def test_a_saved_network_loads_without_its_optimizer(tmp_path, tiny_folder):
+    variables, _ = run(tmp_path / 'train', tiny_folder)
+    loaded, metadata = checkpoint.load_model(tmp_path)
+    assert metadata == {'architecture': 'resnet18'}
+    assert not changed(variables, loaded) and not trees.diff(variables, loaded)
+    checkpoint.save_model(tmp_path / 'copy', loaded, {'architecture': 'x'})
+    again, metadata = checkpoint.load_model(tmp_path / 'copy')
+    assert metadata == {'architecture': 'x'} and not changed(variables, again)
+    with pytest.raises(UsageError, match='holds no network'):
+        checkpoint.load_model(tmp_path / 'nowhere')
