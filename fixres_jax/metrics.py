@@ -54,7 +54,8 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     p, z2 = successes / count, Z95**2
     centre = (p + z2 / (2 * count)) / (1 + z2 / count)
     half = Z95 * math.sqrt(p * (1 - p) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the interval ends there; rounding must not put it a hair inside.
+    return min(p, max(0.0, centre - half)), max(p, min(1.0, centre + half))
 
 
 def paired(only_first: int, only_second: int, count: int) -> dict[str, float]:

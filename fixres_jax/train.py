@@ -77,7 +77,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new, scalars | {'gradient_norm': optax.global_norm(gradients)}
+        return new, scalars | {'gradient_norm': optax.tree.norm(gradients)}
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
     if accumulate_steps > 1:
