@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fixres_jax import trees
+from fixres_jax import processes, trees
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.metrics import write_json
 from fixres_jax.state import TrainState
@@ -118,8 +118,8 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
 
 
 def write_metadata(directory: epath.Path, metadata: dict[str, Any]) -> None:
-    """Write a network's `fixres.json`; one process does."""
-    if jax.process_index() == 0:
+    """Write a network's `fixres.json`; host 0 does."""
+    if processes.is_host0():
         write_json(epath.Path(directory) / METADATA, metadata)
 
 

@@ -12,7 +12,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from fixres_jax import metrics, preemption, sharding
+from fixres_jax import metrics, preemption, processes, sharding
 from fixres_jax.checkpoint import Checkpoints
 from fixres_jax.errors import RunError
 from fixres_jax.progress import Progress
@@ -112,7 +112,7 @@ def fit(
       Preempted: after a SIGTERM, with the state saved.
     """
     first = int(now.step)
-    writer = metrics.MetricsLog(directory, first) if sharding.is_host0() else None
+    writer = metrics.MetricsLog(directory, first) if processes.is_host0() else None
     progress = Progress(title, first, pace.num_steps, pace.batch_size)
     began = time.monotonic() - metrics.seconds_until(directory / 'metrics.jsonl', first)
     reader = _Reader(pace, writer, progress, schedule, began)
@@ -127,8 +127,8 @@ def fit(
             if bad_step:
                 raise RunError(
                     f'The loss or its gradient is not finite at step {bad_step} of {pace.num_steps} of phase {title}. '
-                    f'The last good checkpoint is {_last(checkpoints)}. Lower the learning rate or lengthen the warm-up, in another '
-                    'workdir.'
+                    f'The last good checkpoint is {_last(checkpoints)}. Lower the learning rate or lengthen the '
+                    'warm-up, in another workdir.'
                 )
             if save:
                 reader.flush(step)

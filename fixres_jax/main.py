@@ -15,6 +15,12 @@ from ml_collections import config_flags
 from fixres_jax.errors import RunError, UsageError, nearest
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/quickstart.py.')
+_DISTRIBUTED = flags.DEFINE_bool(
+    'distributed', False, 'One of several processes; TPU slices, Slurm, Open MPI and Kubernetes say which.'
+)
+_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'With --distributed elsewhere: HOST:PORT of process 0.')
+_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --distributed elsewhere: how many there are.')
+_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --distributed elsewhere: number of this one, from 0.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and the report; made if absent.')
 
 
@@ -89,23 +95,27 @@ def fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _show_log() -> None:
+def _show_log(host0: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
     log = logging.getLogger('fixres_jax')
     log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if host0 else logging.WARNING)
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and jax tell a page for every checkpoint
 
 
 def main(argv: list[str]) -> None:
     """Run the config's task; the exit code is 2 for wrong input and 1 for a failure during the run."""
     del argv
-    _show_log()
-    from fixres_jax import preemption, recipe
+    from fixres_jax import preemption, processes, recipe
 
-    preemption.watch()
     try:
+        if _DISTRIBUTED.value:
+            processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value:
+            raise UsageError('--coordinator_address, --num_processes and --process_id go with --distributed.')
+        _show_log(processes.is_host0())
+        preemption.watch()
         recipe.run(_CONFIG.value, _WORKDIR.value)
     except UsageError as error:
         fail(str(error), 2)

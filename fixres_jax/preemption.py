@@ -11,6 +11,7 @@ class Preempted(Exception):
 
 
 _noticed = False
+_points = _step = 0  # sync points passed in earlier phases, and the last one of this phase
 
 
 def _notice(signum, frame) -> None:
@@ -20,11 +21,19 @@ def _notice(signum, frame) -> None:
 
 def watch() -> None:
     """Start to listen for SIGTERM; call once, from the main thread."""
-    signal.signal(signal.SIGTERM, _notice)
+    if jax.process_count() == 1:  # With more, jax.distributed listens.
+        signal.signal(signal.SIGTERM, _notice)
 
 
 def requested(step: int) -> bool:
-    """Say whether to stop now; with several processes, all say the same at the same step."""
-    if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point(step)
-    return _noticed
+    """Say whether to stop now; with several processes, all say the same at the same step.
+
+    `step` grows from call to call in a phase, and may begin again in the next.
+    """
+    global _points, _step
+    if jax.process_count() == 1:
+        return _noticed
+    if step <= _step:
+        _points += _step
+    _step = step
+    return multihost_utils.reached_preemption_sync_point(_points + step)

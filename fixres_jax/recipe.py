@@ -14,16 +14,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from fixres_jax import checkpoint, evaluate, sharding, train, trees
+from fixres_jax import checkpoint, evaluate, processes, sharding, train
 from fixres_jax.analysis import report
 from fixres_jax.data import transforms
 from fixres_jax.errors import UsageError, nearest
 from fixres_jax.metrics import write_json
 from fixres_jax.plan import Plan, make
 from fixres_jax.progress import duration, log
-
-# Fields that change how fast or where a run goes but not what it computes: they may differ when a run goes on.
-EXECUTION_FIELDS = ('log_every_steps', 'checkpoint_every_steps', 'keep_checkpoints', 'data.workers', 'data.threads')
+from fixres_jax.workdir import claim, hold, read_json
 
 
 def train_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +107,9 @@ def evaluate_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def report_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
-    """Write report.json, report.md and the plots."""
+    """Write report.json, report.md and the plots, on host 0."""
+    if not processes.is_host0():
+        return {}
     value = report.build(
         results,
         train_resolution=plan.train_resolution,
@@ -152,40 +152,28 @@ def run(config: Any, workdir: str | epath.Path) -> None:
     workdir = epath.Path(workdir)
     if config.task not in TASKS:
         raise UsageError(f'task={config.task!r} is not one of {", ".join(TASKS)}.{nearest(config.task, TASKS)}')
-    plan = make(config, workdir)
-    _claim(workdir, config.to_dict())
+    with hold(workdir):
+        _run_phases(make(config, workdir), TASKS[config.task], config.to_dict())
+
+
+def _run_phases(plan: Plan, phases: tuple[str, ...], config: dict[str, Any]) -> None:
+    claim(plan.workdir, config)
     results: dict[str, Any] = {}
-    for phase in TASKS[config.task]:
-        path = workdir / f'{phase}.json'
-        if path.exists() and phase != 'report':
+    for phase in phases:
+        path = plan.workdir / f'{phase}.json'
+        done = processes.from_host0(read_json(path)) if phase != 'report' else None
+        if done is not None:
             log.info('Phase %s is done: %s is there.', phase, path)
-            results[phase] = json.loads(path.read_text())
+            results[phase] = done
             continue
         log.info('Phase %s begins.', phase)
         began = time.monotonic()
         results[phase] = PHASES[phase](plan, results)
         seconds = time.monotonic() - began + results[phase].pop('earlier_seconds', 0.0)
         results[phase]['seconds'] = seconds
-        if sharding.is_host0() and phase != 'report':
+        if processes.is_host0() and phase != 'report':
             write_json(path, results[phase])
         log.info('Phase %s took %s.', phase, duration(seconds))
-
-
-def _claim(workdir: epath.Path, config: dict[str, Any]) -> None:
-    """Write the config into the workdir, or refuse a workdir that another config has used."""
-    path = workdir / 'config.json'
-    config = json.loads(json.dumps(config))
-    if path.exists():
-        now, then = trees.flatten(config), trees.flatten(json.loads(path.read_text()))
-        names = (now.keys() | then.keys()) - {field.replace('.', '/') for field in EXECUTION_FIELDS}
-        changed = sorted(name for name in names if now.get(name) != then.get(name))
-        if changed:
-            changes = '; '.join(f'{n.replace("/", ".")} was {then.get(n)!r}, now {now.get(n)!r}' for n in changed[:5])
-            raise UsageError(
-                f'{workdir} holds a run of another config: {changes}. Use another workdir, or the old values.'
-            )
-    if sharding.is_host0():
-        write_json(path, config)
 
 
 def _place(plan: Plan, variables: Any) -> Any:

@@ -91,8 +91,3 @@ def prefetch(batches: Iterable[Any], mesh: Mesh, size: int = 2) -> Iterator[tupl
 def hosts() -> dict[str, int]:
     """Return this process's share of the input, as the pipeline takes it."""
     return {'host': jax.process_index(), 'num_hosts': jax.process_count()}
-
-
-def is_host0() -> bool:
-    """Say whether this process is the one that writes reports."""
-    return jax.process_index() == 0

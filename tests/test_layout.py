@@ -13,16 +13,17 @@ CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 # A module imports from the lines above its own; the modules of one folder may import each other.
 LAYERS = [
     ['errors', '__init__', '__version__'],
-    ['trees', 'metrics', 'sharding', 'preemption', 'progress'],
-    ['models', 'data', 'analysis.sizes', 'analysis.frechet'],
+    ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips'],
+    ['footprint', 'workdir', 'models', 'data', 'analysis.sizes', 'analysis.frechet'],
     ['optim', 'state', 'prepare'],
     ['checkpoint', 'convert'],
-    ['loop', 'evaluate', 'extract', 'dryrun', 'advise'],
+    ['loop', 'evaluate', 'extract', 'advise'],
     ['train', 'analysis'],
     ['adapt'],
     ['plan'],
     ['recipe'],
     ['main'],
+    ['dryrun'],
 ]
 DATA_MAY_IMPORT = {'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
 FORBIDDEN = ('config.get(', '/work/', '../shared', 'pmap(', 'shard_map(', 'flax.training')

@@ -43,7 +43,7 @@ def train_batches(
     """Iterate over this host's share of the training batches of steps [start_step, num_steps).
 
     Each record comes `repeats` times an epoch, its copies next to each other: they share a global batch (but
-    for the one at the border, when `repeats` does not divide `batch_size`) and are spread over the hosts.
+    for the one at the border, when `repeats` does not divide `batch_size`).
 
     Args:
       source: records.
@@ -53,7 +53,7 @@ def train_batches(
       start_step: first step; a resumed run gives the number of steps it has made.
       num_steps: end of the run.
       repeats: copies of an image an epoch, each with its own augmentation.
-      host: this host takes samples host::num_hosts of each global batch.
+      host: this host takes the host-th of the `num_hosts` equal parts of each global batch.
       num_hosts: hosts that share a batch.
       workers: processes that decode; 0 for none, only threads.
       threads: decoding threads in each process.
@@ -97,7 +97,7 @@ def eval_batches(
       source: records.
       transforms: key -> transform, for instance test resolution -> `make_test(resolution)`.
       batch_size: images a batch, of all hosts together.
-      host: this host takes images host::num_hosts of each global batch.
+      host: this host takes the host-th of the `num_hosts` equal parts of each global batch.
       num_hosts: hosts that share a batch.
       workers: processes that decode; 0 for none, only threads.
       threads: decoding threads in each process.
@@ -167,8 +167,9 @@ class _Share:
         """Return the global sample numbers of a chunk; chunk numbers run on through the batches."""
         step, part = divmod(chunk, self.num_chunks)
         first, last = (self.size * edge // self.num_chunks for edge in (part, part + 1))
-        start = step * self.batch_size + self.host
-        return range(start + first * self.num_hosts, start + last * self.num_hosts, self.num_hosts)
+        # In one piece, so that the global array is the global batch in order, whatever the number of hosts.
+        start = step * self.batch_size + self.host * self.size
+        return range(start + first, start + last)
 
 
 def _share(source: Source, batch_size: int, host: int, num_hosts: int) -> _Share:
