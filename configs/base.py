@@ -23,9 +23,7 @@ def get_config() -> ConfigDict:
     c.model.num_classes = 0  # 0: as many as the data has
     c.model.width = 64  # channels of the stem; 64 is the published network
     c.model.dtype = 'auto'  # of activations: float32, bfloat16; auto: bfloat16 where there is an accelerator
-    c.model.bn_group_size = (
-        64  # images that share BatchNorm statistics (the reference's per-GPU batch); 0: the whole batch
-    )
+    c.model.bn_group_size = 64  # images that share BatchNorm statistics, the reference's 64 a GPU; 0: the whole batch
     c.model.remat = ''  # activations computed again in the backward pass: '' none, block or stage; saves memory
     c.model.zero_init_residual = False  # last scale of each block starts at zero; the paper's recipe does not
 
