@@ -1,11 +1,14 @@
 """Checkpoints on disk: orbax behind one file.
 
 A run's folder holds `fixres.json`, what is needed to use the network (architecture, classes, preprocessing), and
-`checkpoints/`, a folder per step with the items `model` ({params, batch_stats}) and `training` ({step, opt_state}).
+`checkpoints/`, a folder per step with the items `model` ({params, batch_stats}) and `training` ({step, opt_state}), and
+the checksums of their files. A folder has its final name only once everything in it is written.
 Converted weights are the same with the single step 0 and no `training`.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,12 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fixres_jax import processes, trees
+from fixres_jax import checksums, processes, trees
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.metrics import write_json
 from fixres_jax.state import TrainState
 
 METADATA = 'fixres.json'
+_UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that orbax has not finished
 # Where a workdir of the recipe keeps its networks, the most finished first.
 PHASES = ('adapt', 'finetune', 'train')
 
@@ -31,9 +35,18 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             ),
         )
+
+    def _seal(self) -> None:
+        """Add checksums to the checkpoint that is about to get its final name; runs in the background."""
+        if processes.is_host0():
+            for folder in self.directory.glob(f'*{_UNFINISHED}*'):
+                checksums.write(folder)
 
     @property
     def steps(self) -> list[int]:
@@ -45,20 +58,33 @@ class Checkpoints:
         step = int(state.step)
         if step in self.steps:
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(state.variables),
-                training=ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(state.variables),
+                    training=ocp.args.StandardSave({'step': state.step, 'opt_state': state.opt_state}),
+                ),
+            )
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what goes wrong while checkpoints are written into one line."""
+        try:
+            yield
+        except Exception as error:
+            last = f'step {self.steps[-1]}' if self.steps else 'none'
+            raise RunError(
+                f'A checkpoint could not be written to {self.directory} ({_reason(error)}). The last good one there: '
+                f'{last}. Make room or mend the disk; the same command goes on from it.'
+            ) from error
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """Return the saved state of a step (the last one if not given).
 
         Args:
           abstract: the state's shapes, dtypes and shardings, from `state.abstract`.
-          step: which checkpoint.
+          step: which checkpoint; those after it are deleted.
 
         Raises:
           UsageError: when the checkpoint holds other leaves or shapes than the state needs, or the step is not there.
@@ -68,18 +94,20 @@ class Checkpoints:
         step = steps[-1] if step is None else step
         if step not in steps:
             raise UsageError(f'{self.directory} has no checkpoint of step {step}, only of {steps}.')
+        _verify(self.directory / str(step), steps)
         targets = {
             'model': abstract.variables,
             'training': {'step': abstract.step, 'opt_state': abstract.opt_state},
         }
         try:
-            saved = self._manager.item_metadata(step)['model'].tree
-            difference = trees.diff(targets['model'], saved)
-            if difference:
-                raise UsageError(
-                    f'The checkpoint {self.directory / str(step)} is of another network than the config describes:\n'
-                    f'{difference.message()}\nGive the same model and classes, or another workdir.'
-                )
+            saved = self._manager.item_metadata(step)
+            for name, what in (('model', 'network'), ('training', 'optimizer or selection of trained parameters')):
+                difference = trees.diff(_by_name(targets[name]), _by_name(saved[name].tree))
+                if difference:
+                    raise UsageError(
+                        f'The checkpoint {self.directory / str(step)} is of another {what} than the config describes:\n'
+                        f'{difference.message()}\nGive the same config, or another workdir.'
+                    )
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}),
@@ -87,20 +115,43 @@ class Checkpoints:
         except UsageError:
             raise
         except Exception as error:
-            others = [other for other in steps if other != step]
-            raise RunError(
-                f'The checkpoint {self.directory / str(step)} cannot be read ({type(error).__name__}: '
-                f'{str(error)[:200]}). Checkpoints of other steps there: {others}.'
-            ) from error
+            raise RunError(_damaged(self.directory / str(step), _reason(error), steps)) from error
+        for later in [other for other in steps if other > step]:
+            self._manager.delete(later)
         return TrainState(**restored['model'], **restored['training'])
 
     def wait(self) -> None:
         """Return when everything that `save` started is on disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Wait for the last save and let go of the folder."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """Return the leaves of any tree by '/' names, which are the same for what was saved and what is wanted."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
+
+
+def _reason(error: Exception) -> str:
+    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+
+
+def _damaged(folder: epath.Path, reason: str, steps: list[int]) -> str:
+    others = [step for step in steps if step != int(folder.name)]
+    remedy = f'Go back with --config.restore_step={others[-1]}' if others else 'There is no other: use another workdir'
+    return f'The checkpoint {folder} cannot be read ({reason}). {remedy}.'
+
+
+def _verify(folder: epath.Path, steps: list[int], item: str = '') -> None:
+    """Raise RunError when files of a checkpoint, or of an item in it, are not as they were written."""
+    problem = processes.from_host0(checksums.verify(folder, item) if processes.is_host0() else '')
+    if problem:
+        raise RunError(_damaged(folder, problem, steps))
 
 
 def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) -> None:
@@ -161,18 +212,16 @@ def load_model(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     folder = find(path)
     with ocp.CheckpointManager((folder / 'checkpoints').resolve()) as manager:
-        step = manager.latest_step()
-    if step is None:
+        steps = sorted(manager.all_steps())
+    if not steps:
         raise UsageError(f'{folder} has no finished checkpoint yet: let the run save one first.')
-    item = folder / 'checkpoints' / str(step) / 'model'
+    item = folder / 'checkpoints' / str(steps[-1]) / 'model'
+    _verify(item.parent, steps, 'model')
     try:
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.metadata(item.resolve()).item_metadata.tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             variables = reader.restore(item.resolve(), restore_args=restore_args)
     except Exception as error:
-        raise RunError(
-            f'The network in {item} cannot be read ({type(error).__name__}: {str(error)[:200]}). '
-            'Its files are damaged or unfinished: take another checkpoint.'
-        ) from error
+        raise RunError(_damaged(item.parent, _reason(error), steps)) from error
     return variables, json.loads((folder / METADATA).read_text())

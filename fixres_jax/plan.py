@@ -41,7 +41,7 @@ class Plan:
       resize_ratio: shorter side over crop in the test transform.
       test_batch_size: global batch of evaluations.
       metadata: of `fixres.json`.
-      writing: log_every_steps, checkpoint_every_steps, keep_checkpoints.
+      writing: log_every_steps, checkpoint_every_steps, keep_checkpoints, restore_step.
       reading: workers, threads.
     """
 
@@ -108,6 +108,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
             'log_every_steps': config.log_every_steps,
             'checkpoint_every_steps': config.checkpoint_every_steps,
             'keep_checkpoints': config.keep_checkpoints,
+            'restore_step': config.restore_step,
         },
         reading={'workers': config.data.workers, 'threads': config.data.threads},
     )

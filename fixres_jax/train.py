@@ -12,7 +12,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fixres_jax import loop, metrics, models, optim, sharding, state, trees
+from fixres_jax import loop, metrics, models, optim, processes, sharding, state, trees
 from fixres_jax.checkpoint import Checkpoints, write_metadata
 from fixres_jax.data import pipeline
 from fixres_jax.models import Mode
@@ -153,10 +153,8 @@ class Optimization:
         return round(epochs * num_images / self.batch_size)
 
 
-def prepare(
-    model: Any, o: Optimization, num_images: int, *, mesh: Mesh, layout: str = 'replicated'
-) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
-    """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
+def make_optimizer(o: Optimization, num_images: int) -> tuple[int, optax.GradientTransformation, optax.Schedule]:
+    """Return (steps of the phase, optimizer, learning rate as a function of the step)."""
     num_steps = max(1, o.steps(o.epochs, num_images))
     schedule = optim.make_schedule(
         o.schedule,
@@ -165,7 +163,14 @@ def prepare(
         decay_every_steps=o.steps(o.decay_every_epochs, num_images),
         warmup_steps=o.steps(o.warmup_epochs, num_images),
     )
-    tx = optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay)
+    return num_steps, optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay), schedule
+
+
+def prepare(
+    model: Any, o: Optimization, num_images: int, *, mesh: Mesh, layout: str = 'replicated'
+) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
+    """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
+    num_steps, tx, schedule = make_optimizer(o, num_images)
     mode = models.Mode(o.batch_norm, dropout=True)
     step_fn = make_train_step(
         model,
@@ -196,6 +201,7 @@ def run(
     log_every_steps: int,
     checkpoint_every_steps: int,
     keep_checkpoints: int,
+    restore_step: int,
     reading: dict[str, int],
     title: str,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,6 +219,7 @@ def run(
       layout: how the state lies on them, see `sharding.place`.
       directory, metadata: where checkpoints, metrics and `fixres.json` go, and what the last says.
       log_every_steps, checkpoint_every_steps, keep_checkpoints: how often to write and how much to keep.
+      restore_step: checkpoint to go on from, instead of the last one; 0 for the last.
       reading: workers and threads, as in `pipeline.train_batches`.
       title: what the progress bar says.
 
@@ -227,8 +234,8 @@ def run(
     save_every_steps = checkpoint_every_steps or max(1, o.steps(1, len(source)))
     pace = loop.Pace(num_steps, o.batch_size, log_every_steps, save_every_steps)
     with contextlib.closing(Checkpoints(directory, keep_checkpoints)) as checkpoints:
-        if checkpoints.steps:
-            now = checkpoints.restore(blank)
+        if processes.from_host0(checkpoints.steps):
+            now = checkpoints.restore(blank, restore_step or None)
             log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
         else:
             key = jax.random.key(seed)

@@ -13,7 +13,7 @@ CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 # A module imports from the lines above its own; the modules of one folder may import each other.
 LAYERS = [
     ['errors', '__init__', '__version__'],
-    ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips'],
+    ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums'],
     ['footprint', 'workdir', 'models', 'data', 'analysis.sizes', 'analysis.frechet'],
     ['optim', 'state', 'prepare'],
     ['checkpoint', 'convert'],
