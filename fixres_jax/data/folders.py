@@ -47,7 +47,11 @@ class ImageFolder:
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.name(index)
         try:
-            encoded = epath.Path(name).read_bytes()
+            if '://' in name:
+                encoded = epath.Path(name).read_bytes()
+            else:
+                with open(name, 'rb') as file:  # a third of epath's time
+                    encoded = file.read()
         except OSError as error:
             raise RunError(f'Image {index}, {name}, cannot be read: {error.strerror or error}.') from error
         return {'encoded': encoded, 'label': int(self.labels[index]), 'name': name}

@@ -10,7 +10,9 @@ import re
 
 BASELINE, PROGRESSIVE_AND_OTHERS = 0xC0, {*range(0xC1, 0xD0)} - {0xC4, 0xC8, 0xCC}
 RESTART_INTERVAL, SCAN = 0xDD, 0xDA
+END = b'\xff\xd9'
 _RESTART = re.compile(rb'\xff[\xd0-\xd7]')
+_RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Layout:
 
 def layout(encoded: bytes) -> Layout | None:
     """Read the layout of a JPEG file with one baseline scan; None for every other file, or one without its end."""
-    if encoded[:2] != b'\xff\xd8' or encoded[-2:] != b'\xff\xd9':
+    if encoded[:2] != b'\xff\xd8' or encoded[-2:] != END:
         return None
     place, interval, frame = 2, 0, None
     while place + 4 <= len(encoded) and encoded[place] == 0xFF:
@@ -71,19 +73,25 @@ def keep_rows(encoded: bytes, found: Layout, top: int, bottom: int) -> tuple[byt
     Returns:
       (encoded, first): the smaller file, and which row of the original its first row is.
     """
-    # A row of blocks more at either side, because the upsampling of colour looks at neighbouring rows.
-    first = max(0, top // found.row - 1) if found.restarts else 0
-    last = min(-(-found.height // found.row), -(-bottom // found.row) + 1)
+    # One pixel row more at either side, because the upsampling of colour looks at neighbouring rows.
+    first = max(0, top - 1) // found.row if found.restarts else 0
+    last = min(-(-found.height // found.row), bottom // found.row + 1)
     data = encoded[found.data_at :]
     if first or (found.restarts and last * found.row < found.height):
         ends = [match.start() for match in _RESTART.finditer(data)]
         if len(ends) != -(-found.height // found.row) - 1:
             first = 0  # markers are missing: keep all bytes
         else:
-            starts, ends = [0, *(end + 2 for end in ends)], [*ends, len(data) - 2]
-            parts = [data[starts[row] : ends[row]] for row in range(first, last)]
-            markers = [bytes((0xFF, 0xD0 + number % 8)) for number in range(len(parts) - 1)]
-            data = b''.join(piece for pair in zip(parts, [*markers, b'\xff\xd9'], strict=True) for piece in pair)
+            data = _join_rows(data, [0, *(end + 2 for end in ends)], [*ends, len(data) - 2], range(first, last))
     height = min(found.height, last * found.row) - first * found.row
     at = found.height_at
     return encoded[:at] + height.to_bytes(2) + encoded[at + 2 : found.data_at] + data, first * found.row
+
+
+def _join_rows(data: bytes, starts: list[int], ends: list[int], rows: range) -> bytes:
+    """Return the coded rows of blocks, with restart markers that count from 0 again."""
+    pieces = []
+    for number, row in enumerate(rows):
+        pieces += (data[starts[row] : ends[row]], _RESTARTS[number % 8])
+    pieces[-1] = END
+    return b''.join(pieces)

@@ -40,7 +40,8 @@ def adjust_colors(image: Image.Image, factors: Sequence[float], order: Sequence[
         if number == 0:
             origin = Image.new('RGB', image.size)
         elif number == 1:
-            origin = Image.new('RGB', image.size, (int(np.asarray(grey).mean() + 0.5),) * 3)
+            mean = np.frombuffer(grey.tobytes(), np.uint8).mean()
+            origin = Image.new('RGB', image.size, (int(mean + 0.5),) * 3)
         else:
             origin = Image.merge('RGB', (grey, grey, grey))
         image = Image.blend(origin, image, float(factors[number]))
