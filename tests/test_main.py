@@ -1,8 +1,10 @@
 """The program as its users start it: a process of its own for every task, and one line for every wrong input."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,18 @@ SMALL = (
 )
 
 
+# One compilation for all of these processes.
+CACHE = tempfile.TemporaryDirectory(prefix='fixres_jax_cache_')
+ENVIRONMENT = os.environ | {
+    'JAX_COMPILATION_CACHE_DIR': CACHE.name,
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+}
+
+
 def main(workdir, *arguments, config='configs/quickstart.py', expect=0):
     command = [sys.executable, '-m', 'fixres_jax.main', f'--config={config}', f'--workdir={workdir}', *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == expect, done.stderr
     if expect:
         assert 'Traceback' not in done.stderr, done.stderr
@@ -155,7 +166,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, tiny_folder, argument
 
 
 def test_a_missing_workdir_or_config_is_said():
-    for arguments, expected in (([], '--config is missing'), (['--config=configs/quickstart.py'], '--workdir is missing')):
+    config = '--config=configs/quickstart.py'
+    for arguments, expected in (([], '--config is missing'), ([config], '--workdir is missing')):
         done = subprocess.run(
             [sys.executable, '-m', 'fixres_jax.main', *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
         )
