@@ -276,6 +276,13 @@ def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterato
             yield _concatenate([next(chunks) for _ in range(num_chunks)])
     except RunError as error:
         raise RunError(str(error)) from None  # without the notes and frames of grain and of the worker
+    except RuntimeError as error:
+        if 'process was terminated' not in str(error):
+            raise
+        raise RunError(
+            f'A process that reads images died: {str(error).splitlines()[0]} Often memory or /dev/shm is short: give '
+            'fewer data.workers. The same command goes on from the last checkpoint.'
+        ) from None
     finally:
         chunks.close()
 
