@@ -1,0 +1,287 @@
+"""Adaptation in one pass: exact statistics, the convex classifier, and a choice that is never knowingly worse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+from fixres_jax import adapt, classifier, embeddings, models, sharding, state, train, trees
+from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.errors import UsageError
+from fixres_jax.models import EVAL
+
+RESOLUTION = 32
+LAYER = 'layer4/1/bn2'
+SGD = train.Optimization(
+    epochs=3.0, batch_size=16, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0, warmup_epochs=0.0,
+    momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, accumulate_steps=1, trainable='fc/.*', batch_norm=LAYER,
+)  # fmt: skip
+HOW = adapt.Adaptation(
+    batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(0.0, 1e-3, 1e-1), max_iterations=60,
+    optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return sharding.make_mesh(jax.devices()[:2])
+
+
+@pytest.fixture(scope='module')
+def network(mesh):
+    model = models.create('resnet18', 4, width=8)
+    variables = jax.jit(lambda: state.init_variables(model, jax.random.key(0)))()
+    # Statistics unlike the images', or the old ones would do.
+    variables['batch_stats'] = jax.tree.map(lambda x: x + 0.2, variables['batch_stats'])
+    return model, jax.device_put(variables, sharding.replicated(mesh))
+
+
+@pytest.fixture(scope='module')
+def source(tiny_folder):
+    return sources.create(tiny_folder, 'train')
+
+
+@pytest.fixture(scope='module')
+def held_out(tiny_folder):
+    return sources.create(tiny_folder, 'val')
+
+
+def run(network, source, held_out, mesh, tmp_path, how=HOW, **options):
+    test_transforms = {RESOLUTION: transforms.make_test(RESOLUTION)}
+    arguments = {'batch_size': 16, 'seed': 0, 'mesh': mesh, 'directory': tmp_path} | options
+    return adapt.adapt(*network, source, held_out, test_transforms, how, **arguments)[RESOLUTION]
+
+
+@pytest.fixture(scope='module')
+def adapted(network, source, held_out, mesh, tmp_path_factory):
+    return run(network, source, held_out, mesh, tmp_path_factory.mktemp('adapted'))
+
+
+def pixels(source, resolution=RESOLUTION):
+    transform = transforms.make_test(resolution)
+    batch = next(pipeline.eval_batches(source, {0: transform}, batch_size=len(source)))
+    return batch['image'][0], batch['label']
+
+
+def random_embeddings(mesh, count=90, channels=6, classes=3):
+    """Return embeddings that no plane separates, as arrays and as `Embeddings` with padding."""
+    rng = np.random.default_rng(1)
+    label = rng.integers(classes, size=count).astype(np.int32)
+    values = np.float32(rng.normal(size=(count, channels)) + rng.normal(size=(classes, channels))[label])
+    shape = (4, 24)
+    padded = [np.zeros((96, *x.shape[1:]), x.dtype) for x in (values, label)]
+    padded[0][:count], padded[1][:count] = values, label
+    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'data'))
+    arrays = [jax.device_put(x.reshape(*shape, *x.shape[1:]), place) for x in (*padded, np.arange(96) < count)]
+    return values, label, embeddings.Embeddings(*arrays, part=2, count=count)
+
+
+def test_statistics_are_the_population_values_of_the_layers_input(network, source, mesh):
+    model, variables = network
+    found = adapt.measure_statistics(
+        model, variables, source, {RESOLUTION: transforms.make_test(RESOLUTION)},
+        batch_norm=LAYER, batch_size=16, mesh=mesh,
+    )[RESOLUTION]  # fmt: skip
+    assert found.keys() == {f'{LAYER}/mean', f'{LAYER}/var'}
+    images, _ = pixels(source)
+    _, outputs = model.apply(
+        variables, images, EVAL, mutable='intermediates', capture_intermediates=lambda module, _: module.name == 'bn2'
+    )
+    y = np.asarray(outputs['intermediates']['layer4']['1']['bn2']['__call__'][0], np.float64)
+    old = {name: np.asarray(trees.flatten(variables)[name], np.float64) for name in trees.flatten(variables)}
+    scale, bias = old[f'params/{LAYER}/scale'], old[f'params/{LAYER}/bias']
+    mean, var = old[f'batch_stats/{LAYER}/mean'], old[f'batch_stats/{LAYER}/var']
+    x = (y - bias) / scale * np.sqrt(var + 1e-5) + mean  # what went in
+    np.testing.assert_allclose(found[f'{LAYER}/mean'], x.mean((0, 1, 2)), atol=2e-5)
+    np.testing.assert_allclose(found[f'{LAYER}/var'], x.var((0, 1, 2)), rtol=2e-4)
+
+
+def test_layers_are_measured_in_the_networks_order(network, source, mesh):
+    """With the new statistics of every layer, a forward pass normalizes each to zero mean and unit variance."""
+    model, variables = network
+    regex = 'layer4/1/bn(1|2)'
+    found = adapt.measure_statistics(
+        model, variables, source, {0: transforms.make_test(RESOLUTION)}, batch_norm=regex, batch_size=48, mesh=mesh
+    )[0]
+    images, _ = pixels(source)
+    _, batch = model.clone(bn_group_size=None).apply(
+        variables, images, models.Mode(regex, population=True), mutable=['batch_stats']
+    )
+    for name, value in found.items():  # one batch of all images is its own reference
+        np.testing.assert_allclose(value, trees.flatten(batch['batch_stats'])[name], rtol=1e-3, atol=1e-5)
+
+
+def test_natural_order():
+    names = ['layer3/10/bn1', 'layer3/2/bn1', 'layer3/2/downsample/1']
+    assert sorted(names, key=adapt._natural) == ['layer3/2/bn1', 'layer3/2/downsample/1', 'layer3/10/bn1']
+
+
+def test_only_the_classifier_and_the_named_statistics_change(network, adapted):
+    adapted, record = adapted
+    assert not record['kept_old']
+    before, after = trees.flatten(network[1]), trees.flatten(adapted)
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {
+        'params/fc/kernel', 'params/fc/bias', f'batch_stats/{LAYER}/mean', f'batch_stats/{LAYER}/var'
+    }  # fmt: skip
+    assert record['passes'] == (48 + 48 + 24) / 48
+    assert record['after']['top1'] >= record['before']['top1']
+
+
+def test_held_out_scores_are_those_of_the_networks(network, held_out, adapted):
+    adapted, record = adapted
+    images, label = pixels(held_out)
+    for variables, name in ((network[1], 'before'), (adapted, 'after')):
+        logits, _ = network[0].apply(variables, images, EVAL)
+        assert record[name]['top1'] == pytest.approx(100 * np.mean(np.argmax(logits, -1) == label))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        assert record[name]['loss'] == pytest.approx(float(losses.mean()), rel=1e-4)
+
+
+def test_a_perfect_old_network_is_kept(network, source, held_out, mesh, tmp_path):
+    how = dataclasses.replace(HOW, weight_decays=(1e6,))  # a classifier that knows nothing
+    model, variables = network
+    images, label = pixels(source)
+    _, ends = model.apply(variables, images, EVAL)
+    flat = np.linalg.lstsq(np.c_[ends['embedding'], np.ones(len(label))], np.eye(4)[label], rcond=None)[0]
+    head = {'kernel': jnp.float32(50 * flat[:-1]), 'bias': jnp.float32(50 * flat[-1])}
+    good = {**variables, 'params': {**variables['params'], 'fc': head}}
+    good = jax.device_put(good, sharding.replicated(mesh))
+    adapted, record = run((model, good), source, source, mesh, tmp_path, how)
+    assert record['kept_old'] and record['chosen'] is None
+    assert 'kept' in adapt.describe(record)
+    for name, value in trees.flatten(good).items():
+        np.testing.assert_array_equal(trees.flatten(adapted)[name], value)
+
+
+@pytest.mark.parametrize(
+    ('candidates', 'best'),
+    [
+        ([(90.0, 0.4), (91.0, 0.5), (89.0, 0.3)], 0),  # the lower cross entropy of those that are not worse
+        ([(88.9, 0.1), (91.0, 0.5), (89.0, 0.6)], 1),  # a worse count is out, however low its cross entropy
+        ([(88.9, 0.1), (80.0, 0.2), (89.0, 0.6)], 2),
+        ([(89.0, 0.7), (89.0, 0.6)], 1),  # equal: the old network
+    ],
+)
+def test_choose(candidates, best):
+    assert adapt.choose([{'top1': top1, 'loss': loss} for top1, loss in candidates]) == best
+
+
+def test_lbfgs_reaches_the_minimum_that_scipy_finds(mesh):
+    values, label, data = random_embeddings(mesh)
+    weight_decay = 1e-3
+
+    def objective(flat):
+        kernel, bias = flat[:18].reshape(6, 3), flat[18:]
+        z = values.astype(np.float64) @ kernel + bias
+        z -= z.max(1, keepdims=True)
+        p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+        residual = (p - np.eye(3)[label]) / len(label)
+        gradient = np.r_[(values.T @ residual).ravel(), residual.sum(0)] + weight_decay * flat
+        return -np.mean(np.log(p[np.arange(len(label)), label])) + weight_decay / 2 * flat @ flat, gradient
+
+    expected = scipy.optimize.minimize(objective, np.zeros(21), jac=True, method='BFGS', options={'gtol': 1e-9})
+    start = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    head, info = classifier.fit_lbfgs(data, start, weight_decay, max_iterations=200)
+    assert info['gradient_norm'] < 2e-6
+    assert info['objective'] == pytest.approx(expected.fun, abs=1e-6)
+    np.testing.assert_allclose(np.r_[np.ravel(head['kernel']), head['bias']], expected.x, atol=2e-3)
+
+
+def test_closed_form_gradient_is_autodiffs(mesh):
+    values, label, data = random_embeddings(mesh)
+    rng = np.random.default_rng(0)
+    head = {'kernel': jnp.float32(rng.normal(size=(6, 3))), 'bias': jnp.float32(rng.normal(size=3))}
+
+    def plain(head):
+        return optax.softmax_cross_entropy_with_integer_labels(classifier.logits(head, values), label).mean()
+
+    expected, actual = jax.value_and_grad(plain)(head), classifier.objective(data, head)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, actual)
+
+
+def test_sgd_sees_every_embedding_once_a_pass(mesh):
+    """One pass with a momentum and a decay of zero and the whole set as a batch is one gradient step."""
+    _, _, data = random_embeddings(mesh)
+    head = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    moved = classifier.fit_sgd(data, head, optax.sgd(0.5), num_steps=1, batch_size=1000, seed=0)
+    _, gradient = classifier.objective(data, head)
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, -0.5 * g, atol=1e-6), moved, gradient)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_embeddings_on_disk_are_those_on_the_devices(network, source, mesh, tmp_path, dtype):
+    test_transforms, changes = {RESOLUTION: transforms.make_test(RESOLUTION)}, {RESOLUTION: {'same': {}}}
+    here, there = (
+        embeddings.embed(
+            *network, changes, source, test_transforms,
+            batch_size=20, mesh=mesh, dtype=dtype, device_bytes=size, directory=tmp_path,
+        )[RESOLUTION, 'same']
+        for size in (1e9, 0)
+    )  # fmt: skip
+    assert here.path is None and there.path.exists()
+    head = network[1]['params']['fc']
+    start = {name: np.asarray(value) for name, value in head.items()}
+    for fit in (
+        lambda data: classifier.fit_lbfgs(data, start, 1e-3, max_iterations=20)[0],
+        lambda data: classifier.fit_sgd(data, start, optax.sgd(0.1), num_steps=7, batch_size=16, seed=0),
+    ):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fit(here), fit(there))
+
+
+def test_an_adaptation_from_disk_leaves_no_files(network, source, held_out, mesh, tmp_path, adapted):
+    how = dataclasses.replace(HOW, cache_gigabytes=0.0)
+    variables, record = run(network, source, held_out, mesh, tmp_path, how)
+    assert record['cache'] == 'disk'
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+    np.testing.assert_allclose(variables['params']['fc']['kernel'], adapted[0]['params']['fc']['kernel'], atol=1e-4)
+
+
+def test_flips_and_copies_are_embedded_too(network, source, mesh, tmp_path):
+    model, variables = network
+    test_transforms = {RESOLUTION: transforms.make_test(RESOLUTION)}
+    augment = transforms.make_finetune(RESOLUTION, augmentation='v2')
+    copies = list(pipeline.train_batches(source, augment, batch_size=16, seed=0, start_step=0, num_steps=3))
+    data = embeddings.embed(
+        model, variables, {RESOLUTION: {'after': {}}}, source, test_transforms,
+        batch_size=16, mesh=mesh, flip=True, copies=copies, num_copies=3,
+    )[RESOLUTION, 'after']  # fmt: skip
+    images, label = pixels(source)
+    everything = np.concatenate([images, images[:, :, ::-1], *(batch['image'] for batch in copies)])
+    labels = np.concatenate([label, label, *(batch['label'] for batch in copies)])
+    _, ends = model.apply(variables, everything, EVAL)
+    assert data.count == len(labels) == int(data.mask.sum())
+    np.testing.assert_array_equal(data.label.reshape(-1), labels)
+    np.testing.assert_allclose(data.values.reshape(len(labels), -1), ends['embedding'], atol=1e-5)
+
+
+def test_a_trunk_that_is_shared_is_computed_once(network, mesh):
+    model, variables = network
+    step = embeddings.make_embed_step(model, mesh)
+    image = np.zeros((8, 32, 32, 3), np.uint8)
+    new = {f'{LAYER}/mean': np.zeros(64, np.float32)}
+    count = [
+        step.lower(variables, changes, image).compile().as_text().count(' convolution(')
+        for changes in ({'before': {}}, {'before': {}, 'after': new})
+    ]
+    assert count[0] == count[1] > 10
+
+
+def test_bad_input_is_one_clear_line(network, source, held_out, mesh, tmp_path):
+    cases = [
+        (dataclasses.replace(HOW, batch_norm='layer4/2/bn3'), source, held_out, 'layer4/2/bn3.*Near names'),
+        (HOW, sources.subset(source, [0, 20, 40]), held_out, '3 training images are fewer than the 4 classes'),
+        (HOW, sources.subset(source, range(8)), held_out, 'All training images are of one class'),
+        (HOW, source, None, 'there are none: use adapt.solver=sgd'),
+    ]
+    for how, images, checks, message in cases:
+        with pytest.raises(UsageError, match=message):
+            run(network, images, checks, mesh, tmp_path, how)
+    for field, value in (('solver', 'lbgfs'), ('cache_dtype', 'float16'), ('weight_decays', ()), ('copies', -1)):
+        with pytest.raises(UsageError, match=field):
+            dataclasses.replace(HOW, **{field: value})
