@@ -16,6 +16,8 @@ __all__ = [
 
 # Every architecture halves its maps five times.
 MIN_RESOLUTION = 32
+# The linear layer after the pool.
+CLASSIFIER = 'fc'
 
 # What the backward pass may compute again instead of keeping it.
 REMAT = ('', 'block', 'stage')
