@@ -72,7 +72,7 @@ class Job:
         part |= shards.write(path, self._records(range(first, last), part))
         partial = note.with_name(f'.{note.name}.incomplete')
         partial.write_text(json.dumps(part))
-        partial.rename(note)
+        partial.replace(note)
         return part
 
     def _records(self, indices: range, part: dict[str, Any]) -> Iterator[bytes]:

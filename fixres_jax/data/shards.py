@@ -112,7 +112,7 @@ def write(path: epath.Path, records: Sequence[bytes]) -> dict[str, Any]:
         count += 1
     writer.close()
     entry = {'file': path.name, 'bytes': partial.stat().length, 'count': count, 'sha256': checksum(partial)}
-    partial.rename(path)
+    partial.replace(path)
     return entry
 
 
@@ -145,4 +145,4 @@ def write_manifest(folder: epath.Path, class_names: Sequence[str], parts: Sequen
     }
     partial = folder / f'.{MANIFEST}.incomplete'
     partial.write_text(json.dumps(manifest, indent=1))
-    partial.rename(folder / MANIFEST)
+    partial.replace(folder / MANIFEST)

@@ -42,6 +42,9 @@ class Tfds:
             ) from error
         self._records = builder.as_data_source(split, decoders=decoders)
 
+    def __reduce__(self):
+        return Tfds, (self._name, self._split)  # a builder may not pickle; a worker opens its own
+
     def __len__(self) -> int:
         return len(self._records)
 

@@ -1,0 +1,142 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import pattern
+from fixres_jax import prepare
+from fixres_jax.data import decoding, jpeg, shards, sources
+from fixres_jax.errors import RunError, UsageError
+
+
+def encode(image: Image.Image, kind: str = 'JPEG', **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def manifest(folder) -> dict:
+    return json.loads((folder / shards.MANIFEST).read_text())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A split with good and bad images."""
+    root = tmp_path / 'data' / 'train'
+    good = encode(Image.fromarray(pattern(90, 120)))
+    files = {'a/0.jpg': good, 'a/1.jpg': good[:500], 'a/2.jpg': good, 'b/0.jpg': b'', 'b/1.jpg': good}
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return tmp_path / 'data'
+
+
+def test_convert_changes_only_what_it_must():
+    photo = Image.fromarray(pattern(120, 160))
+    for encoded in (encode(photo), encode(photo.convert('L')), encode(photo, 'PNG')):
+        assert prepare.convert(encoded, '', 0, 0, 95) == (encoded, (160, 120))
+        assert prepare.convert(encoded, '', 0, 120, 95) == (encoded, (160, 120))  # never enlarged
+    for mode, kind in (('CMYK', 'JPEG'), ('P', 'PNG'), ('RGBA', 'PNG')):
+        original = encode(photo.convert(mode), kind)
+        encoded, size = prepare.convert(original, '', 0, 0, 95)
+        image = Image.open(io.BytesIO(encoded))
+        assert (image.format, image.mode, image.size, size) == ('JPEG', 'RGB', (160, 120), (160, 120))
+        difference = np.asarray(image, int) - np.asarray(decoding.decode(original, '', 0), int)
+        assert np.abs(difference).mean() < 20
+
+
+def test_shorter_side_is_resized_with_rows_that_can_be_skipped():
+    for size, expected in (((300, 200), (144, 96)), ((200, 300), (96, 144))):
+        photo = Image.fromarray(pattern(size[1], size[0]))
+        for mode in ('RGB', 'L'):
+            encoded, original = prepare.convert(encode(photo.convert(mode)), '', 0, 96, 95)
+            image = Image.open(io.BytesIO(encoded))
+            assert image.size == expected and image.mode == mode and original == size
+            assert jpeg.layout(encoded).restarts
+
+
+@pytest.mark.parametrize('workers', ['0', '2'])
+def test_bad_image_stops_or_is_left_out_as_asked(folder, tmp_path, workers, capsys):
+    out = tmp_path / 'out'
+    command = [str(folder), str(out), '--workers', workers, '--shards', '2']
+    with pytest.raises(RunError, match='a/1.jpg, cannot be decoded') as caught:
+        prepare.main(command)
+    assert '\n' not in str(caught.value) and not (out / 'train' / shards.MANIFEST).exists()
+    whole = tmp_path / 'out2'
+    prepare.main([*command[:1], str(whole), *command[2:], '--skip-bad'])
+    assert '3 images of 2 classes in 2 shards' in (printed := capsys.readouterr().out) and '2 left out' in printed
+    left_out = manifest(whole / 'train')['left_out']
+    assert len(left_out) == 2 and 'a/1.jpg' in left_out[0] and 'the file is empty' in left_out[1]
+    source = sources.create(str(whole), 'train')
+    assert source.labels.tolist() == [0, 0, 1]
+    assert [source.name(index) for index in range(3)] == ['a/0.jpg', 'a/2.jpg', 'b/1.jpg']
+
+
+def test_second_run_makes_only_what_is_lacking(tiny_folder, tmp_path):
+    command = [str(tiny_folder), str(tmp_path), '--split', 'train', '--shards', '4', '--workers', '0']
+    prepare.main(command)
+    first, files = manifest(tmp_path / 'train'), sorted((tmp_path / 'train').glob('*.array_record'))
+    data = bytearray(files[1].read_bytes())
+    data[200] ^= 1
+    files[1].write_bytes(data)
+    files[2].unlink()
+    before = {path: path.stat().st_mtime_ns for path in files if path.exists()}
+    prepare.main(command)
+    changed = [path for path in before if path.stat().st_mtime_ns != before[path]]
+    assert changed == [files[1]] and files[2].exists() and manifest(tmp_path / 'train') == first
+    assert all(shards.checksum(path) == shard['sha256'] for path, shard in zip(files, first['shards'], strict=True))
+
+
+def test_other_options_do_not_mix(tiny_folder, tmp_path):
+    command = [str(tiny_folder), str(tmp_path), '--split', 'val', '--workers', '0']
+    prepare.main(command)
+    with pytest.raises(UsageError, match='other images or options'):
+        prepare.main([*command, '--short-side', '32'])
+
+
+def test_killed_and_started_again(tiny_folder, tmp_path):
+    """Kill it while a shard is half written: no shard is there under its name, and the next run completes all."""
+    command = [str(tiny_folder), str(tmp_path), '--split', 'train', '--shards', '4', '--workers', '0']
+    script = (
+        'import os, signal\n'
+        'from fixres_jax import prepare\n'
+        'from fixres_jax.data import shards\n'
+        'real = shards.pack\n'
+        'def pack(encoded, label, name, size):\n'
+        '    if name == "cat/train_03.jpg": os.kill(os.getpid(), signal.SIGKILL)\n'
+        '    return real(encoded, label, name, size)\n'
+        'shards.pack = pack\n'
+        f'prepare.main({command!r})\n'
+    )
+    killed = subprocess.run([sys.executable, '-c', script], cwd=os.path.dirname(os.path.dirname(prepare.__file__)))
+    assert killed.returncode == -signal.SIGKILL
+    done = sorted((tmp_path / 'train').glob('*.array_record'))
+    assert len(done) == 2 and list((tmp_path / 'train').glob('.*.incomplete'))
+    with pytest.raises(UsageError):
+        sources.create(str(tmp_path), 'train')
+    before = [path.stat().st_mtime_ns for path in done]
+    prepare.main(command)
+    assert [path.stat().st_mtime_ns for path in done] == before
+    assert not list((tmp_path / 'train').glob('.*.incomplete'))
+    assert len(sources.create(str(tmp_path), 'train')) == 48
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    (['/nowhere', 'out'], 'There is no folder'),
+    (['x', 'out', '--quality', '0'], '--quality=0: expected 1 to 100'),
+    (['x', 'gs://bucket/out'], 'local or mounted folder'),
+    (['x'], 'required: out'),
+])  # fmt: skip
+def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, expected):
+    command = [sys.executable, '-m', 'fixres_jax.prepare', *arguments]
+    begin = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and expected in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    assert time.monotonic() - begin < 60
