@@ -51,7 +51,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, in order."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(ocp.utils.checkpoint_steps(self.directory))
 
     def save(self, state: TrainState) -> None:
         """Start to save a state under its own step; returns before the files are written."""
