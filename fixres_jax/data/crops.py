@@ -44,7 +44,7 @@ def distorted_bounding_box(
     """Draw a training crop as TensorFlow's sample_distorted_bounding_box does on a whole image.
 
     The aspect ratio is uniform in `ratio`, then the height uniform between those of the smallest and the
-    largest area: crops are smaller than torchvision's, objects in them 13 % larger. After ten misses the
+    largest area: crops are smaller than torchvision's, objects in them 8 % larger. After ten misses the
     largest central square.
 
     Returns:

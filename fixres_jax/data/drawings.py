@@ -22,7 +22,7 @@ from fixres_jax.errors import UsageError
 VERSION = 1  # Counts changes of the pictures: a folder drawn by another version is not taken for this one.
 _MARKER = 'drawings.json'
 
-# Outlines: the radius at angle a, at most 1.
+# Outlines: the radius at angle a, at most 1; the point at angle 0 is up.
 SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     'triangle': lambda a: 0.5 / np.cos((a % (2 * np.pi / 3)) - np.pi / 3),
     'star': lambda a: 0.72 + 0.28 * np.cos(5 * a),
@@ -30,7 +30,7 @@ SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 # Textures: brightness in [-1, 1] at (u, v), in radii of the object; a stripe's period is a part of that radius.
 TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    'broad': lambda u, v: np.sin(2 * np.pi * 1.6 * u),
+    'broad': lambda u, v: np.sin(2 * np.pi * 1.3 * u),
     'fine': lambda u, v: np.sin(2 * np.pi * 3.2 * u),
     'spotted': lambda u, v: 1.4 * np.sin(2 * np.pi * 1.6 * u) * np.sin(2 * np.pi * 1.6 * v) - 0.3,
 }
@@ -123,10 +123,10 @@ def draw(label: int, rng: np.random.Generator) -> Image.Image:
     texture, shape = CLASSES[label].split('_')
     height, width = _size(rng)
     canvas = _clouds(rng, height, width)
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(2, 6)):
         _paint(canvas, rng, SHAPES[rng.choice(list(SHAPES))], None, rng.uniform(0.04, 0.12), rng.uniform(-0.5, 0.5, 2))
     # Sizes spread evenly over octaves, as objects' do that stand at any distance from the camera.
-    radius = 0.5 * np.exp(rng.uniform(np.log(0.3), np.log(0.95)))
+    radius = 0.5 * np.exp(rng.uniform(np.log(0.35), np.log(0.95)))
     _paint(canvas, rng, SHAPES[shape], TEXTURES[texture], radius, rng.normal(0, 0.1, 2))
     canvas += np.float32(0.03) * rng.standard_normal(canvas.shape, np.float32)
     return Image.fromarray(np.uint8(255 * np.clip(canvas, 0, 1)))
@@ -144,7 +144,7 @@ def _clouds(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     for cells in (2, 5, 12, 28):
         noise = np.uint8(rng.integers(0, 256, (cells, cells * width // height + 1, 3)))
         image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-        canvas += np.float32(0.25 / 255) * np.asarray(image, np.float32) - np.float32(0.125)
+        canvas += np.float32(0.18 / 255) * np.asarray(image, np.float32) - np.float32(0.09)
     return canvas
 
 
@@ -166,15 +166,15 @@ def _paint(canvas, rng, shape, texture, radius, position) -> None:
     (top, left), (bottom, right) = (np.int64(np.clip(middle + d, 0, (height, width))) for d in (-reach, reach))
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
     y, x = (y - middle[0]) / pixels, (x - middle[1]) / pixels
-    angle, stretch = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(-0.25, 0.25))
+    angle, stretch = rng.normal(0, 0.25), np.exp(rng.uniform(-0.25, 0.25))
     u = (np.cos(angle) * x + np.sin(angle) * y) * stretch
     v = (np.cos(angle) * y - np.sin(angle) * x) / stretch
-    inside = np.clip((shape(np.arctan2(v, u)) - np.hypot(u, v)) * pixels + 0.5, 0, 1)
+    inside = np.clip((shape(np.arctan2(v, u) + np.pi / 2) - np.hypot(u, v)) * pixels + 0.5, 0, 1)
     bright, dark = _two_colours(rng)
     if texture is None:
         blend = np.full_like(u, rng.uniform(0, 1))
     else:
-        turn, phase = rng.uniform(0, 2 * np.pi), rng.uniform(-1, 1, 2)
+        turn, phase = rng.normal(0, 0.4), rng.uniform(-1, 1, 2)
         pitch = np.exp(rng.uniform(-0.2, 0.2))
         s = (np.cos(turn) * u + np.sin(turn) * v + 0.1 * np.sin(3 * v + phase[0])) * pitch + phase[0]
         t = (np.cos(turn) * v - np.sin(turn) * u + 0.1 * np.sin(3 * u + phase[1])) * pitch + phase[1]
