@@ -1,4 +1,7 @@
+import concurrent.futures
+import hashlib
 import itertools
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -52,6 +55,14 @@ def test_each_image_once_an_epoch_times_its_repeats(source, repeats):
     assert epochs[0].tolist() != sorted(epochs[0])
 
 
+@pytest.mark.parametrize('batch_size, repeats', [(24, 3), (16, 3), (16, 2)])
+def test_copies_are_spread_over_hosts_and_groups(source, batch_size, repeats):
+    for batch in train(source, batch_size=batch_size, repeats=repeats, num_steps=6):
+        for index in set(batch['index'].tolist()):
+            places = np.flatnonzero(batch['index'] == index)
+            assert len(places) <= repeats and (np.diff(places) >= batch_size // repeats).all()
+
+
 def test_copies_share_a_batch_and_differ(source):
     for batch in train(source, batch_size=24, repeats=3, num_steps=6):
         index, copies = np.unique(batch['index'], return_counts=True)
@@ -80,6 +91,26 @@ def test_hosts_together_are_one_host(source, num_hosts, repeats):
     shares = [train(source, host=host, num_hosts=num_hosts, repeats=repeats) for host in range(num_hosts)]
     assert shares[0][0]['image'].shape[0] == 16 // num_hosts
     assert_equal(train(source, repeats=repeats), [join(parts) for parts in zip(*shares, strict=True)])
+
+
+def digest_of_host(job):
+    """Return a checksum of each batch's pixels and indices, in whatever process this runs."""
+    root, workers, host, num_hosts = job
+    batches = train(sources.create(root, 'train'), host=host, num_hosts=num_hosts, workers=workers, repeats=2)
+    return [[(int(i), hashlib.sha256(image).hexdigest()) for i, image in zip(b['index'], b['image'], strict=True)]
+            for b in batches]  # fmt: skip
+
+
+@pytest.mark.parametrize('workers', [0, 1, 2])
+def test_two_processes_together_are_one(tiny_folder, workers):
+    root = str(tiny_folder)
+    jobs = [(root, workers, host, 2) for host in (0, 1)]
+    with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context('spawn')) as pool:
+        shares = list(pool.map(digest_of_host, jobs))
+    joined = [sum(parts, []) for parts in zip(*shares, strict=True)]
+    assert joined == digest_of_host((root, 0, 0, 1))
+    pixels = [digest for batch in joined for _, digest in batch]
+    assert len(set(pixels)) == len(pixels)  # no two samples share their draws
 
 
 def test_resumed_run_continues(source):

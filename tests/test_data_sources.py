@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from fixres_jax.data import sources
+from fixres_jax.data import folders, sources
 from fixres_jax.errors import RunError, UsageError
 
 
@@ -85,3 +85,51 @@ def test_file_that_vanished_is_named(tmp_path):
     (tmp_path / 'a' / '1.jpg').unlink()
     with pytest.raises(RunError, match='Image 0, .*a/1.jpg, cannot be read: No such file'):
         source[0]
+
+
+def test_few_shot_by_number_and_by_fraction(tiny_folder):
+    source = sources.create(str(tiny_folder), 'train')
+    few, more = sources.few_shot(source, 2, seed=1), sources.few_shot(source, 5, seed=1)
+    assert np.bincount(few.labels).tolist() == [2] * 4 and np.bincount(more.labels).tolist() == [5] * 4
+    assert set(few.indices) < set(more.indices)
+    assert np.bincount(sources.few_shot(source, 0.25, seed=1).labels).tolist() == [3] * 4
+    assert np.bincount(sources.few_shot(source, 0.01, seed=1).labels).tolist() == [1] * 4
+    assert few.indices.tolist() != sources.few_shot(source, 2, seed=2).indices.tolist()
+    for amount in (13, 0, -1):
+        with pytest.raises(UsageError, match="class 'ant' has 12"):
+            sources.few_shot(source, amount, seed=0)
+
+
+def test_file_list_holds_out(tiny_folder, tmp_path):
+    source = sources.create(str(tiny_folder), 'train')
+    listed = tmp_path / 'list.txt'
+    listed.write_text('dog/train_03.jpg\n\nsome/where/ant/train_00.jpg\n')
+    rest, held = sources.hold_out_listed(source, listed)
+    assert [held.name(index)[-16:] for index in range(2)] == ['ant/train_00.jpg', 'dog/train_03.jpg']
+    assert len(rest) == 46 and not set(rest.indices) & set(held.indices)
+    for line, expected in (('train_03.jpg', '4 times'), ('cat/train_99.jpg', '0 times.*Did you mean')):
+        listed.write_text(line)
+        with pytest.raises(UsageError, match=expected):
+            sources.hold_out_listed(source, listed)
+
+
+def test_some_classes_get_new_labels(tiny_folder):
+    source = sources.some_classes(sources.create(str(tiny_folder), 'train'), ['dog', 'bee'])
+    assert source.class_names == ('dog', 'bee') and np.bincount(source.labels).tolist() == [12, 12]
+    for index in (0, 12):
+        record = source[index]
+        assert source.class_names[record['label']] in record['name'] and record['label'] == source.labels[index]
+    held = sources.hold_out(source, 0.5, seed=0)[1]
+    assert held.class_names == ('dog', 'bee') and held[0]['label'] == held.labels[0] == 1
+    with pytest.raises(UsageError, match="'dgo'.*Did you mean 'dog'"):
+        sources.some_classes(source, ['dgo'])
+
+
+def test_index_of_many_files_is_small(tmp_path, monkeypatch):
+    """30,000 files in 300 folders: under 100 bytes each, pickled too."""
+    names = [f'n{number:08d}' for number in range(300)]
+    monkeypatch.setattr(folders, 'folders', lambda path: names)
+    monkeypatch.setattr(folders, '_list_images', lambda folder: [f'{folder.name}_{i}.JPEG' for i in range(100)])
+    source = folders.ImageFolder(tmp_path)
+    assert len(source) == 30_000 and source.name(12_345) == f'{tmp_path}/n00000123/n00000123_45.JPEG'
+    assert len(pickle.dumps(source)) < 100 * len(source)

@@ -9,7 +9,17 @@ from PIL import Image
 
 from fixres_jax.data import crops, transforms
 from fixres_jax.errors import RunError, UsageError
-from goldens.make_transforms import FACTORS, NUM_BOXES, ORDERS, RESOLUTIONS, SIZES, checksum, draw, histograms
+from goldens.make_transforms import (
+    FACTORS,
+    NUM_BOXES,
+    ORDERS,
+    RESOLUTIONS,
+    SIZES,
+    checksum,
+    checksums,
+    draw,
+    histograms,
+)
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 GOLDEN = json.loads((GOLDENS / 'transforms.json').read_text())
@@ -40,6 +50,15 @@ def test_test_transform_is_torchvisions(shape, interpolation, resolution):
         pixels = transform(image_of(shape), None)
         assert pixels.shape == (resolution, resolution, 3) and pixels.dtype == np.uint8
         assert checksum(pixels) == GOLDEN[golden][f'{shape} {interpolation} {resolution}']
+
+
+def test_test_transform_is_torchvisions_on_photographs(imagenet_sample):
+    made = {
+        f'{interpolation} {size}': transforms.make_test(size, interpolation=interpolation)
+        for interpolation in transforms.INTERPOLATIONS
+        for size in RESOLUTIONS
+    }
+    assert checksums(imagenet_sample, made) == GOLDEN['photographs']
 
 
 def test_height_resize_pads_portraits_with_zeros():

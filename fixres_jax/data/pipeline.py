@@ -1,13 +1,13 @@
 """Batches of uint8 images from a source: a pure function of (seed, step), run by grain.
 
-Training samples are numbered through the whole run: number = step * batch_size + position in the global
-batch. The number alone decides the epoch, the record and the random draws, so that nothing depends on hosts,
-workers, threads or resumes.
+Training samples are numbered through the whole run: step s has the numbers [s * batch_size, (s + 1) * batch_size).
+The number alone decides the epoch, the record and the random draws, so that nothing depends on hosts, workers,
+threads or resumes.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -21,6 +21,7 @@ from fixres_jax.errors import RunError, UsageError
 
 CHUNK = 64  # images that a worker hands over at once: few enough to keep buffers small with many workers
 _ORDER, _AUGMENTATION = 0, 1  # random streams
+_PLACE = 'place'  # of a chunk's images in their batch
 
 Batch = dict[str, Any]
 
@@ -42,8 +43,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Iterate over this host's share of the training batches of steps [start_step, num_steps).
 
-    Each record comes `repeats` times an epoch, its copies next to each other: they share a global batch (but
-    for the one at the border, when `repeats` does not divide `batch_size`).
+    Each record comes `repeats` times an epoch. Its copies share a global batch (but for the one at the border, when
+    `repeats` does not divide `batch_size`) and lie as far apart in it as can be: on other hosts, where there are
+    several, and in other groups of BatchNorm.
 
     Args:
       source: records.
@@ -163,13 +165,20 @@ class _Share:
     def num_chunks(self) -> int:
         return -(-self.size // CHUNK)
 
-    def samples(self, chunk: int) -> range:
-        """Return the global sample numbers of a chunk; chunk numbers run on through the batches."""
+    def samples(self, chunk: int, repeats: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """Return the sample numbers of a chunk and their places in the host's batch.
+
+        Chunk numbers run on through the batches. A batch begins with the first copies of its images; a chunk has
+        the copies of an image together, so that one worker decodes it once.
+        """
         step, part = divmod(chunk, self.num_chunks)
-        first, last = (self.size * edge // self.num_chunks for edge in (part, part + 1))
+        batch = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        batch = batch[np.argsort(batch % repeats, kind='stable')]
         # In one piece, so that the global array is the global batch in order, whatever the number of hosts.
-        start = step * self.batch_size + self.host * self.size
-        return range(start + first, start + last)
+        own = batch[self.host * self.size : (self.host + 1) * self.size]
+        first, last = (self.size * edge // self.num_chunks for edge in (part, part + 1))
+        places = np.argsort(own, kind='stable')[first:last]
+        return own[places], places
 
 
 def _share(source: Source, batch_size: int, host: int, num_hosts: int) -> _Share:
@@ -194,8 +203,8 @@ class _TrainLoader:
     repeats: int
 
     def __call__(self, chunk: int) -> Batch:
-        samples = self.share.samples(int(chunk))
-        records = [sample_record(sample, len(self.source), self.seed, self.repeats)[1] for sample in samples]
+        samples, places = self.share.samples(int(chunk), self.repeats)
+        records = [sample_record(int(sample), len(self.source), self.seed, self.repeats)[1] for sample in samples]
         images, labels, previous = [], [], None
         for sample, index in zip(samples, records, strict=True):
             if index != previous:
@@ -203,13 +212,14 @@ class _TrainLoader:
                 if records.count(index) > 1:
                     image = image.decode()  # once for all copies
                 previous = index
-            images.append(self.transform(image, sample_rng(sample, self.seed)))
+            images.append(self.transform(image, sample_rng(int(sample), self.seed)))
             labels.append(label)
         return {
             'image': np.stack(images),
             'label': np.array(labels, np.int32),
             'mask': np.ones(len(samples), bool),
             'index': np.array(records, np.int32),
+            _PLACE: places,
         }
 
 
@@ -223,7 +233,8 @@ class _EvalLoader:
     start: int
 
     def __call__(self, chunk: int) -> Batch:
-        records = np.array(self.share.samples(int(chunk))) + self.start
+        samples, places = self.share.samples(int(chunk))
+        records = samples + self.start
         mask = records < len(self.source)
         images, labels = {key: [] for key in self.transforms}, np.zeros(len(records), np.int32)
         for place, index in enumerate(records):
@@ -240,6 +251,7 @@ class _EvalLoader:
             'label': labels,
             'mask': mask,
             'index': np.where(mask, records, -1).astype(np.int32),
+            _PLACE: places,
         }
 
 
@@ -273,7 +285,7 @@ def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterato
     chunks = iter(data)
     try:
         for _ in range(num_batches):
-            yield _concatenate([next(chunks) for _ in range(num_chunks)])
+            yield _place([next(chunks) for _ in range(num_chunks)])
     except RunError as error:
         raise RunError(str(error)) from None  # without the notes and frames of grain and of the worker
     except RuntimeError as error:
@@ -287,12 +299,16 @@ def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterato
         chunks.close()
 
 
-def _concatenate(chunks: list[Batch]) -> Batch:
-    if len(chunks) == 1:
-        return chunks[0]
-    return {
-        name: _concatenate([chunk[name] for chunk in chunks])
-        if isinstance(value, dict)
-        else np.concatenate([chunk[name] for chunk in chunks])
-        for name, value in chunks[0].items()
-    }
+def _place(chunks: list[Batch]) -> Batch:
+    """Put what the chunks hold in its places in one batch."""
+    places = [chunk.pop(_PLACE) for chunk in chunks]
+
+    def join(arrays: Sequence[Any]) -> Any:
+        if isinstance(arrays[0], dict):
+            return {key: join([array[key] for array in arrays]) for key in arrays[0]}
+        joined = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
+        for array, place in zip(arrays, places, strict=True):
+            joined[place] = array
+        return joined
+
+    return join(chunks)

@@ -1,4 +1,4 @@
-"""Freeze what torchvision and Pillow make of drawn images: `python tests/goldens/make_transforms.py`.
+"""Freeze what torchvision makes of images: `python tests/goldens/make_transforms.py FOLDER_OF_PHOTOGRAPHS`.
 
 Needs torchvision; the tests that read transforms.json do not. Pixels are kept as checksums: they must be equal.
 """
@@ -6,6 +6,7 @@ Needs torchvision; the tests that read transforms.json do not. Pixels are kept a
 import hashlib
 import json
 import pathlib
+import sys
 
 import numpy as np
 
@@ -29,6 +30,18 @@ def checksum(pixels) -> str:
     """Return a short checksum of an image's shape and pixels."""
     pixels = np.ascontiguousarray(pixels)
     return hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
+
+
+def checksums(folder: pathlib.Path, transforms: dict) -> dict[str, str]:
+    """Return for each transform one checksum of what it makes of all images in a folder."""
+    from PIL import Image
+
+    digests = {name: hashlib.sha256() for name in transforms}
+    for path in sorted(folder.glob('*.[jJ]*')):
+        image = Image.open(path).convert('RGB')
+        for name, transform in transforms.items():
+            digests[name].update(np.ascontiguousarray(transform(image)).tobytes())
+    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
 
 
 def histograms(boxes: np.ndarray, width: int, height: int) -> dict[str, list[int]]:
@@ -56,6 +69,12 @@ def main() -> None:
 
     modes = {'bilinear': InterpolationMode.BILINEAR, 'bicubic': InterpolationMode.BICUBIC}
     golden = {'test': {}, 'height': {}, 'resized_crop': {}, 'jitter': {}, 'boxes': {}}
+    of_photographs = {}
+    for name, mode in modes.items():
+        for size in RESOLUTIONS:
+            resize = transforms.Resize(int(256 / 224 * size), mode)
+            of_photographs[f'{name} {size}'] = transforms.Compose([resize, transforms.CenterCrop(size)])
+    golden['photographs'] = checksums(pathlib.Path(sys.argv[1]), of_photographs)
     for shape, (width, height) in SIZES.items():
         image = Image.fromarray(draw(width, height))
         for name, mode in modes.items():
