@@ -1,0 +1,163 @@
+"""Measure images per second and core of the input pipeline, beside torchvision's DataLoader and tf.data.
+
+    python benchmarks/input_pipeline.py IMAGES [--resolutions 128 224] [--workers 0 2] [--rounds 5]
+
+IMAGES is a folder of JPEG files at their original sizes (class folders or not). Every contestant reads, decodes, crops,
+flips, jitters and batches the same files, from the page cache. Contestants take turns; the figures are medians over the
+rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. One process is
+measured in CPU seconds of all its threads, worker processes by the clock. torchvision and tf.data take part where they
+are installed.
+"""
+
+import argparse
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fixres_jax.data import pipeline, sources, transforms
+
+BATCH, COPIES = 128, 6  # images a batch; times each file is in the data set
+BASE = 'torchvision DataLoader'
+
+
+def fixres(root: pathlib.Path, workers: int, resolution: int, repeats: int = 1, **options) -> Iterator[int]:
+    """Yield batch sizes of this project's pipeline."""
+    source = sources.create(str(root), '')
+    transform = transforms.make_train(resolution, **options)
+    steps = len(source) // BATCH
+    batches = pipeline.train_batches(
+        source, transform, batch_size=BATCH, seed=0, start_step=0, num_steps=steps, repeats=repeats,
+        workers=workers, threads=1,
+    )  # fmt: skip
+    for batch in batches:
+        yield len(batch['image'])
+
+
+def torchvision(root: pathlib.Path, workers: int, resolution: int) -> Iterator[int]:
+    """Yield batch sizes of torchvision's ImageFolder and torch's DataLoader, with the usual float tensors."""
+    import torch
+    from torchvision import datasets
+    from torchvision import transforms as T
+
+    torch.set_num_threads(1)
+    steps = [T.RandomResizedCrop(resolution), T.RandomHorizontalFlip(), T.ColorJitter(0.3, 0.3, 0.3)]
+    steps += [T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    data = datasets.ImageFolder(root, T.Compose(steps))
+    for images, _ in torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True):
+        yield len(images)
+
+
+def tf_data(root: pathlib.Path, workers: int, resolution: int) -> Iterator[int]:
+    """Yield batch sizes of tf.data with the fused decode-and-crop; its crops are smaller (see docs/data.md)."""
+    import tensorflow as tf
+
+    def load(path):
+        encoded = tf.io.read_file(path)
+        begin, size, _ = tf.image.sample_distorted_bounding_box(
+            tf.image.extract_jpeg_shape(encoded), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), min_object_covered=0.1,
+            aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=10,
+        )  # fmt: skip
+        window = tf.stack([begin[0], begin[1], size[0], size[1]])
+        image = tf.image.decode_and_crop_jpeg(encoded, window, channels=3, dct_method='INTEGER_ACCURATE')
+        image = tf.image.resize(image, (resolution, resolution), antialias=True)
+        image = tf.image.random_flip_left_right(image) / 255
+        image = tf.image.random_brightness(image, 0.3)
+        image = tf.image.random_saturation(tf.image.random_contrast(image, 0.7, 1.3), 0.7, 1.3)
+        return tf.cast(tf.clip_by_value(image, 0, 1) * 255, tf.uint8)
+
+    files = tf.data.Dataset.from_tensor_slices(sorted(map(str, root.glob('*/*')))).shuffle(10_000)
+    data = files.map(load, num_parallel_calls=max(1, workers)).batch(BATCH, drop_remainder=True)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = max(1, workers)
+    for images in data.with_options(options).prefetch(2 if workers else 0):
+        yield len(images)
+
+
+def seconds_per_image(batches: Iterator[int], warm_up: int) -> float:
+    """Time an iterator after `warm_up` batches, in which workers start; without workers count CPU time."""
+    clock = time.perf_counter if warm_up > 1 else time.process_time
+    images, begin = 0, clock()
+    for number, size in enumerate(batches):
+        if number < warm_up:
+            begin = clock()
+        else:
+            images += size
+    return (clock() - begin) / images
+
+
+def make_folders(images: pathlib.Path, out: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Copy the images `COPIES` times into class folders, and prepare them as shards of short side 256."""
+    files = sorted(path for path in images.rglob('*') if path.suffix.lower() in ('.jpg', '.jpeg'))
+    folder = out / 'original' / 'train'
+    for copy in range(COPIES):
+        (folder / f'class{copy}').mkdir(parents=True)
+        for number, path in enumerate(files):
+            shutil.copy(path, folder / f'class{copy}' / f'{number}.jpg')
+    command = [sys.executable, '-m', 'fixres_jax.prepare', str(out / 'original'), str(out / 'prepared')]
+    subprocess.run([*command, '--short-side', '256'], check=True, stdout=subprocess.DEVNULL)
+    return folder, out / 'prepared' / 'train'
+
+
+def contestants(original: pathlib.Path, prepared: pathlib.Path) -> dict[str, Callable[[int, int], Iterator[int]]]:
+    """Return name -> function of (workers, resolution)."""
+    found = {}
+    try:
+        import torchvision as _  # noqa: F401
+
+        found[BASE] = lambda *job: torchvision(original, *job)
+    except ImportError:
+        print('torchvision is not installed: no ratios to it')
+    try:
+        import tensorflow as _  # noqa: F401
+
+        found['tf.data decode-and-crop'] = lambda *job: tf_data(original, *job)
+    except ImportError:
+        print('TensorFlow is not installed: tf.data is left out')
+    found['files'] = lambda *job: fixres(original, *job)
+    found['files, fast_decode'] = lambda *job: fixres(original, *job, fast_decode=True)
+    found['files, 3 copies of an image'] = lambda *job: fixres(original, *job, repeats=3)
+    found['records'] = lambda *job: fixres(prepared, *job)
+    found['records, 3 copies of an image'] = lambda *job: fixres(prepared, *job, repeats=3)
+    return found
+
+
+def measure(runs: dict[str, Callable], workers: int, resolution: int, rounds: int) -> None:
+    """Print a table: images per second and core, and the ratio to torchvision."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            times[name].append(seconds_per_image(run(workers, resolution), 1 + workers))
+    processes = f'{workers} worker processes' if workers else 'one process'
+    print(f'\nresolution {resolution}, {processes}: images per second and core, ratio to {BASE}')
+    for name, seconds in times.items():
+        rate = 1 / statistics.median(seconds) / max(1, workers)
+        ratio = ''
+        if BASE in times:
+            ratios = np.divide(times[BASE], seconds)
+            ratio = f'{np.median(ratios):6.2f}  ({ratios.min():.2f} to {ratios.max():.2f})'
+        print(f'  {name:32s}{rate:8.0f}{ratio}')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('images', type=pathlib.Path)
+    parser.add_argument('--resolutions', type=int, nargs='+', default=[128, 224])
+    parser.add_argument('--workers', type=int, nargs='+', default=[0, 2])
+    parser.add_argument('--rounds', type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = contestants(*make_folders(arguments.images, pathlib.Path(folder)))
+        for workers in arguments.workers:
+            for resolution in arguments.resolutions:
+                measure(runs, workers, resolution, arguments.rounds)
+
+
+if __name__ == '__main__':
+    main()
