@@ -34,6 +34,7 @@ class Checkpoints:
         self.directory = epath.Path(directory) / 'checkpoints'
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ('model', 'training')},
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 cleanup_tmp_directories=True,
@@ -138,7 +139,10 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+    text = ' '.join(str(error).split())
+    if 'No space left on device' in text:
+        return 'no space left on device'
+    return f'{type(error).__name__}: {text[:200]}'
 
 
 def _damaged(folder: epath.Path, reason: str, steps: list[int]) -> str:

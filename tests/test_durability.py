@@ -1,0 +1,234 @@
+"""What happens to files: damaged, of another run, on a full or read-only disk, in use, or of a dead process."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from fixres_jax import checkpoint, loop, optim, sharding, trees, workdir
+from fixres_jax.checkpoint import Checkpoints
+from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.errors import RunError, UsageError
+from fixres_jax.state import TrainState
+
+TX = optim.make_sgd(optim.make_schedule('constant', 0.1, num_steps=5), momentum=0.9, weight_decay=1e-4)
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return sharding.make_mesh()
+
+
+def make_state(mesh, step, *, trainable='.*', classes=3, name='conv1', layout='replicated'):
+    rng = np.random.default_rng(step)
+    params = {name: {'kernel': np.float32(rng.random((64, 64)))}, 'fc': {'bias': np.zeros(classes, np.float32)}}
+    selected, _ = trees.split(params, trainable)
+    made = TrainState(jnp.int32(step), params, {'bn1': {'mean': np.zeros(3, np.float32)}}, TX.init(selected))
+    return jax.device_put(made, sharding.place(made, mesh, layout))
+
+
+def abstract(made):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made)
+
+
+@pytest.fixture
+def saved(tmp_path, mesh):
+    """A folder with checkpoints of steps 1 and 2, and the manager that wrote them."""
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path), 3)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(mesh, step))
+        checkpoints.wait()
+        yield tmp_path, checkpoints
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize('damage', [flip, truncate, Path.unlink])
+@pytest.mark.parametrize('item', ['model', 'training'])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_loads(saved, mesh, damage, item):
+    folder, checkpoints = saved
+    path = largest_file(folder / 'checkpoints' / '2' / item)
+    damage(path)
+    with pytest.raises(RunError) as error:
+        checkpoints.restore(abstract(make_state(mesh, 0)))
+    assert str(path) in str(error.value) and '--config.restore_step=1' in str(error.value)
+    restored = checkpoints.restore(abstract(make_state(mesh, 0)), 1)
+    jax.tree.map(np.testing.assert_array_equal, restored, make_state(mesh, 1))
+    assert checkpoints.steps == [1]
+    checkpoints.save(make_state(mesh, 2))  # The run goes over the damaged step again.
+    checkpoints.wait()
+    assert int(checkpoints.restore(abstract(make_state(mesh, 0))).step) == 2
+
+
+def test_a_damaged_network_is_named(saved):
+    folder, _ = saved
+    checkpoint.write_metadata(folder, {'architecture': 'none'})
+    checkpoint.load_model(folder)
+    path = largest_file(folder / 'checkpoints' / '2' / 'model')
+    flip(path)
+    with pytest.raises(RunError, match='has other bytes than when it was written'):
+        checkpoint.load_model(folder)
+
+
+@pytest.mark.parametrize(
+    'other, message',
+    [
+        ({'name': 'conv2'}, 'another network.*\n.*missing: params/conv2/kernel'),
+        ({'classes': 4}, r'another network.*\n.*shape of params/fc/bias: expected \(4,\), found \(3,\)'),
+        ({'trainable': 'fc/.*'}, 'another optimizer or selection of trained parameters'),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(saved, mesh, other, message):
+    _, checkpoints = saved
+    with pytest.raises(UsageError, match=message):
+        checkpoints.restore(abstract(make_state(mesh, 0, **other)))
+
+
+def test_a_step_that_is_not_there_is_refused(saved, mesh):
+    with pytest.raises(UsageError, match=r'no checkpoint of step 7, only of \[1, 2\]'):
+        saved[1].restore(abstract(make_state(mesh, 0)), 7)
+
+
+@pytest.mark.parametrize('layouts', [('replicated', 'fsdp'), ('fsdp', 'replicated')])
+def test_a_checkpoint_moves_between_layouts_and_devices(tmp_path, mesh, layouts):
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
+        written = make_state(mesh, 1, layout=layouts[0])
+        checkpoints.save(written)
+        checkpoints.wait()
+        small = sharding.make_mesh(jax.devices()[:2])
+        restored = checkpoints.restore(abstract(make_state(small, 0, layout=layouts[1])))
+    jax.tree.map(np.testing.assert_array_equal, restored, written)
+    assert len(restored.params['conv1']['kernel'].sharding.device_set) == 2
+
+
+@contextlib.contextmanager
+def mounted(path, options):
+    """Mount a file system of its own, which needs root."""
+    path.mkdir(exist_ok=True)
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', options, 'tmpfs', str(path)], capture_output=True).returncode:
+        pytest.skip('mounting a file system needs root')
+    try:
+        yield path
+    finally:
+        subprocess.run(['umount', '-l', str(path)], check=True)
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path, mesh):
+    with mounted(tmp_path / 'disk', 'size=200k') as disk:
+        checkpoints = Checkpoints(epath.Path(disk), 9)
+        with pytest.raises(RunError, match='could not be written.*no space left.*The last good one there: step'):
+            for step in range(1, 9):
+                checkpoints.save(make_state(mesh, step))
+                checkpoints.wait()
+        good = checkpoints.steps
+        assert good and good == list(range(1, len(good) + 1))
+        with contextlib.closing(Checkpoints(epath.Path(disk), 9)) as again:
+            restored = again.restore(abstract(make_state(mesh, 0)))
+    jax.tree.map(np.testing.assert_array_equal, restored, make_state(mesh, good[-1]))
+
+
+def test_a_read_only_workdir_is_refused(tmp_path):
+    with mounted(tmp_path / 'disk', 'size=100k,ro') as disk:
+        with pytest.raises(UsageError, match='cannot be written: Read-only file system. Give another --workdir'):
+            with workdir.hold(epath.Path(disk)):
+                pass
+
+
+def test_a_workdir_has_one_run_at_a_time(tmp_path):
+    folder = epath.Path(tmp_path)
+    with workdir.hold(folder):
+        with pytest.raises(UsageError, match=f'in use by another run .process {os.getpid()} on'):
+            with workdir.hold(folder):
+                pass
+    with workdir.hold(folder):
+        pass
+
+
+def test_a_killed_run_leaves_its_workdir_free(tmp_path):
+    code = (
+        'import sys, time; from etils import epath; from fixres_jax import workdir\n'
+        'with workdir.hold(epath.Path(sys.argv[1])): print("held", flush=True); time.sleep(60)'
+    )
+    process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == 'held\n'
+    with pytest.raises(UsageError, match=f'process {process.pid} on'):
+        with workdir.hold(epath.Path(tmp_path)):
+            pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with workdir.hold(epath.Path(tmp_path)):
+        pass
+
+
+def test_execution_fields_may_change_and_others_may_not(tmp_path):
+    folder = epath.Path(tmp_path)
+    workdir.claim(folder, {'seed': 1, 'keep_checkpoints': 2, 'train': {'lr': 0.1}})
+    workdir.claim(folder, {'seed': 1, 'keep_checkpoints': 3, 'train': {'lr': 0.1}})
+    with pytest.raises(UsageError, match='train.lr was 0.1, now 0.2'):
+        workdir.claim(folder, {'seed': 1, 'keep_checkpoints': 3, 'train': {'lr': 0.2}})
+    assert json.loads((tmp_path / 'config.json').read_text())['keep_checkpoints'] == 3
+
+
+@pytest.mark.parametrize('bad', ['loss', 'gradient_norm'])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path, mesh, bad):
+    def step_fn(now, batch, key):
+        scalars = {'loss': 1.0, 'top1': 0.0, 'gradient_norm': 1.0}
+        return now.replace(step=now.step + 1), scalars | ({bad: float('nan')} if int(now.step) == 3 else {})
+
+    batch = {'image': np.zeros((8, 2, 2, 3), np.uint8), 'label': np.zeros(8, np.int32)}
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
+        with pytest.raises(RunError, match='not finite at step 4 of 9 .*last good checkpoint is step 2'):
+            loop.fit(
+                make_state(mesh, 0),
+                step_fn,
+                iter([batch] * 9),
+                pace=loop.Pace(9, 8, 1, 2),
+                schedule=lambda step: 0.1,
+                key=jax.random.key(0),
+                mesh=mesh,
+                directory=epath.Path(tmp_path),
+                checkpoints=checkpoints,
+                title='train',
+            )
+        assert checkpoints.steps == [2]
+
+
+def test_a_dead_reader_process_ends_the_run_in_one_line(tiny_folder):
+    batches = pipeline.train_batches(
+        sources.create(str(tiny_folder), 'train'),
+        transforms.make_train(16),
+        batch_size=4,
+        seed=0,
+        start_step=0,
+        num_steps=10_000,
+        workers=1,
+    )
+    next(batches)
+    children = [pid for path in Path('/proc/self/task').glob('*/children') for pid in path.read_text().split()]
+    readers = [pid for pid in children if b'spawn_main' in Path(f'/proc/{pid}/cmdline').read_bytes()]
+    os.kill(int(readers[-1]), signal.SIGKILL)
+    with pytest.raises(RunError, match='A process that reads images died.*fewer data.workers'):
+        for _ in batches:
+            pass

@@ -1,0 +1,102 @@
+"""Layouts, recomputation and parts of a batch: the same step, in less memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from fixres_jax import models, optim, sharding, state, train, trees
+from fixres_jax.errors import UsageError
+from fixres_jax.models.resnet import Bottleneck, ResNet
+
+TX = optim.make_sgd(optim.make_schedule('constant', 0.05, num_steps=5), momentum=0.9, weight_decay=1e-4)
+OPTIONS = {'plain': {}, 'fsdp': {'layout': 'fsdp'}, 'parts': {'accumulate_steps': 2}, 'block': {}, 'stage': {}}
+
+
+def make_model(remat=''):
+    return ResNet(Bottleneck, (1, 1, 1, 1), num_classes=64, width=16, bn_group_size=8, remat=remat)
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return sharding.make_mesh()
+
+
+@pytest.fixture(scope='module')
+def outcomes(mesh):
+    """Two steps of each option from the same start: option -> (state, losses, memory analysis)."""
+    rng = np.random.default_rng(0)
+    image, label = rng.integers(0, 256, (64, 64, 64, 3), np.uint8), rng.integers(0, 64, 64, np.int32)
+    batch = sharding.put({'image': image, 'label': label}, mesh)
+    found = {}
+    for name, options in OPTIONS.items():
+        model = make_model(name if name in models.REMAT else '')
+        key, layout = jax.random.key(1), options.get('layout', 'replicated')
+        now = state.create(model, TX, '.*', key=key, mesh=mesh, layout=layout)
+        step_fn = train.make_train_step(model, TX, '.*', models.TRAIN, mesh=mesh, **options)
+        compiled = step_fn.lower(now, batch, key).compile()
+        losses = []
+        for _ in range(2):
+            now, scalars = compiled(now, batch, key)
+            losses.append(jax.device_get(scalars))
+        found[name] = now, losses, compiled.memory_analysis()
+    return found
+
+
+@pytest.mark.parametrize('name', [name for name in OPTIONS if name != 'plain'])
+def test_every_option_takes_the_plain_step(outcomes, name):
+    plain, losses, _ = outcomes['plain']
+    other, other_losses, _ = outcomes[name]
+    for a, b in zip(losses, other_losses, strict=True):
+        for scalar in a:
+            np.testing.assert_allclose(a[scalar], b[scalar], rtol=1e-3, err_msg=scalar)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, other)
+
+
+def test_fsdp_splits_the_memory_of_the_state(outcomes):
+    plain, _, memory = outcomes['plain']
+    split, _, split_memory = outcomes['fsdp']
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(plain))
+    small = sum(leaf.nbytes for leaf in jax.tree.leaves(plain) if leaf.size < sharding.FSDP_MIN_SIZE)
+    saved = memory.argument_size_in_bytes - split_memory.argument_size_in_bytes
+    assert saved == pytest.approx((total - small) * 7 / 8, rel=0.01)
+    assert saved > 0.75 * total  # The network is large enough for the test to mean something.
+    assert split_memory.temp_size_in_bytes < memory.temp_size_in_bytes
+    kernel = split.params['layer4']['0']['conv2']['kernel']
+    assert kernel.sharding.spec == PartitionSpec(None, None, 'data')
+    assert kernel.addressable_shards[0].data.size == kernel.size // 8
+
+
+@pytest.mark.parametrize('name', ['parts', 'block', 'stage'])
+def test_temporary_memory_falls(outcomes, name):
+    assert outcomes[name][2].temp_size_in_bytes < outcomes['plain'][2].temp_size_in_bytes
+
+
+def test_a_state_moves_between_layouts(mesh):
+    shapes = state.abstract(make_model(), TX, '.*', mesh=mesh)
+    places = {layout: sharding.place(shapes, mesh, layout) for layout in sharding.LAYOUTS}
+    for layout, tree in places.items():
+        split = [place for place in jax.tree.leaves(tree) if not place.is_fully_replicated]
+        assert bool(split) == (layout == 'fsdp')
+    names = trees.flatten(places['fsdp'].params)
+    assert names['layer1/0/conv2/kernel'].is_fully_replicated  # 3 * 3 * 16 * 16 scalars are few
+    assert names['fc/kernel'].spec == PartitionSpec('data')
+
+
+def test_an_axis_that_the_devices_do_not_divide_stays_whole(mesh):
+    shapes = {name: jax.ShapeDtypeStruct((1001, size), jnp.float32) for name, size in (('odd', 99), ('mixed', 96))}
+    places = sharding.place(shapes, mesh, 'fsdp')
+    assert places['odd'].is_fully_replicated
+    assert places['mixed'].spec == PartitionSpec(None, 'data')
+
+
+def test_wrong_options_are_refused(mesh):
+    with pytest.raises(UsageError, match="sharding='fdsp' is not one of replicated, fsdp. Did you mean 'fsdp'?"):
+        sharding.place({}, mesh, 'fdsp')
+    with pytest.raises(UsageError, match='choose a positive multiple of 24'):
+        sharding.check_batch_size(32, mesh, 'train.batch_size', 3)
+    with pytest.raises(UsageError, match='accumulate_steps=0'):
+        sharding.check_batch_size(32, mesh, 'train.batch_size', 0)
+    with pytest.raises(UsageError, match="remat='blok'.*Did you mean 'block'?"):
+        models.create('resnet50', remat='blok')
