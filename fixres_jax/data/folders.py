@@ -1,5 +1,6 @@
 """Images in a folder of class folders, local or on gs://."""
 
+import array
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -96,9 +97,11 @@ class PackedStrings(Sequence[str]):
     """Hold strings in one piece of memory: a million Python strings take five times as much."""
 
     def __init__(self, strings: Iterable[str]):
-        encoded = [string.encode('utf-8', 'surrogateescape') for string in strings]
-        self._ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
-        self._text = b''.join(encoded)
+        text, ends = bytearray(), array.array('q')
+        for string in strings:
+            text += string.encode('utf-8', 'surrogateescape')
+            ends.append(len(text))
+        self._text, self._ends = bytes(text), np.array(ends, np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
