@@ -11,6 +11,7 @@ def get_config():
     c = base.get_config()
     c.log_every_steps = 10
     c.checkpoint_every_steps = 100
+    c.compilation_cache = 'cache'
     c.model.name = 'resnet18'
     c.model.width = 16
     c.data.source = 'drawings'
