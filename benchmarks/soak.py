@@ -1,0 +1,172 @@
+"""Kill a run at random moments, start it again each time, and compare the end with that of a run left alone.
+
+    python benchmarks/soak.py --kills 40 --seed 0 --json docs/soak.json
+
+The run is the whole recipe on small drawings, which holds every phase. A kill is a SIGKILL a random time after the
+start or, for every other, after a phase was seen to begin, so that short phases are met too. Afterwards, compared with
+the run that nobody killed: the networks are the same bits, `metrics.jsonl` has every step exactly once, the numbers of
+the report are equal, and no unfinished file has a final name. Exits with 1 when anything differs.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = (
+    '--config=configs/quickstart.py',
+    '--config.model.width=8',
+    '--config.model.bn_group_size=8',
+    '--config.data.drawings.train=200',
+    '--config.data.drawings.val=90',
+    '--config.train.resolution=32',
+    '--config.train.batch_size=16',
+    '--config.train.epochs=4',
+    '--config.test.resolutions=(32, 48)',
+    '--config.log_every_steps=1',
+    '--config.checkpoint_every_steps=4',
+)
+MOMENTS = ('Phase train begins', 'Phase sweep begins', 'Phase adapt begins', 'Phase evaluate begins')
+MOMENTS += ('Phase studies begins', 'Phase report begins')
+
+
+def start(workdir, cache):
+    """Start the run in a process group of its own; return it and the file of its output."""
+    log = open(f'{workdir}.log', 'a+')
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu'}
+    command = [sys.executable, '-m', 'fixres_jax.main', f'--workdir={workdir}', f'--config.compilation_cache={cache}']
+    process = subprocess.Popen(
+        [*command, *OPTIONS], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+    return process, log
+
+
+def phase_of(workdir):
+    """Say what a run was doing by what it left: the phase, and whether a checkpoint was being written."""
+    text = Path(f'{workdir}.log').read_text()
+    phases = [line.split('Phase ')[1].split()[0] for line in text.splitlines() if 'Phase ' in line and 'begins' in line]
+    unfinished = list(Path(workdir).glob('*/checkpoints/*orbax-checkpoint-tmp*'))
+    return (phases[-1] if phases else 'starting') + (', saving' if unfinished else '')
+
+
+def kill_once(workdir, cache, rng, limit, moment):
+    """Run until a random moment, kill; return what was killed, or None when the run ended first."""
+    Path(f'{workdir}.log').write_text('')
+    process, log = start(workdir, cache)
+    began = time.monotonic()
+    wait = rng.uniform(0, 1.5) if moment else rng.uniform(0.1, limit)
+    while process.poll() is None:
+        if moment and moment in Path(f'{workdir}.log').read_text():
+            began, moment = time.monotonic(), None
+        if not moment and time.monotonic() - began > wait:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            break
+        time.sleep(0.02)
+    log.close()
+    if process.returncode not in (0, -signal.SIGKILL):
+        sys.exit(f'A restarted run failed:\n{Path(f"{workdir}.log").read_text()[-3000:]}')
+    return None if process.returncode == 0 else phase_of(workdir)
+
+
+def finish(workdir, cache):
+    """Run to the end; return the seconds."""
+    began = time.monotonic()
+    process, log = start(workdir, cache)
+    code = process.wait()
+    log.close()
+    if code:
+        sys.exit(f'A run failed:\n{Path(f"{workdir}.log").read_text()[-3000:]}')
+    return time.monotonic() - began
+
+
+def networks(workdir):
+    """Return all arrays of the networks that a run left, by name."""
+    sys.path.insert(0, str(ROOT))
+    from fixres_jax import checkpoint, trees
+
+    found = {}
+    for path in sorted(Path(workdir).glob('*/fixres.json')):
+        variables, _ = checkpoint.load_model(path.parent)
+        found |= {f'{path.parent.name}/{name}': leaf for name, leaf in trees.flatten(variables).items()}
+    return found
+
+
+def compare(alone, killed):
+    """Return what differs between two workdirs, one line each."""
+    wrong = []
+    first, second = networks(alone), networks(killed)
+    if first.keys() != second.keys():
+        wrong.append('other networks')
+    wrong += [f'other bits in {name}' for name in first if not np.array_equal(first[name], second[name])]
+    for path in sorted(alone.glob('*/metrics.jsonl')):
+        steps, others = ([json.loads(line) for line in p.read_text().splitlines()]
+                         for p in (path, killed / path.relative_to(alone)))  # fmt: skip
+        if [line['step'] for line in others] != list(range(1, len(steps) + 1)):
+            wrong.append(f'{path.parent.name}/metrics.jsonl does not have every step once')
+        if [line['loss'] for line in steps] != [line['loss'] for line in others]:
+            wrong.append(f'{path.parent.name}/metrics.jsonl has other losses')
+    reports = [json.loads((folder / 'report.json').read_text()) for folder in (alone, killed)]
+    for name in ('numbers', 'curve', 'held_out_curve', 'adapted_minus_larger'):
+        if reports[0][name] != reports[1][name]:
+            wrong.append(f'other {name} in report.json')
+    names = [{str(path.relative_to(folder)) for path in folder.rglob('*')} for folder in (alone, killed)]
+    for name in names[0] - names[1]:
+        if not any(part in name for part in ('checkpoints/', 'tensorboard/')):
+            wrong.append(f'{name} is missing')
+    wrong += [f'{name} was left behind' for name in names[1] if 'orbax-checkpoint-tmp' in name]
+    for path in killed.rglob('*.json'):
+        try:
+            json.loads(path.read_text())
+        except ValueError:
+            wrong.append(f'{path} is not whole')
+    return wrong
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--kills', type=int, default=40)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--folder', help='where to work; a temporary one by default')
+    parser.add_argument('--json', help='file for the table')
+    args = parser.parse_args()
+    folder = Path(args.folder or tempfile.mkdtemp(prefix='fixres_soak_'))
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, cache = random.Random(args.seed), folder / 'cache'
+    finish(folder / 'warm', cache)
+    limit = finish(folder / 'alone', cache)
+    print(f'A run left alone takes {limit:.0f} s.', flush=True)
+    killed, rounds, wrong, table = 0, 0, [], collections.Counter()
+    while killed < args.kills and not wrong:
+        rounds += 1
+        workdir = folder / f'round{rounds}'
+        while killed < args.kills:
+            moment = rng.choice(MOMENTS) if rng.random() < 0.5 else None
+            what = kill_once(workdir, cache, rng, limit, moment)
+            if what is None:
+                break
+            killed += 1
+            table[what] += 1
+            print(f'kill {killed} in round {rounds}: {what}', flush=True)
+        finish(workdir, cache)
+        wrong = compare(folder / 'alone', workdir)
+        print(f'round {rounds} ended: {"; ".join(wrong) or "the same as the run left alone"}', flush=True)
+    result = {'kills': killed, 'rounds': rounds, 'seed': args.seed, 'differences': wrong, 'killed_while': dict(table)}
+    print(json.dumps(result, indent=2))
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=2) + '\n')
+    sys.exit(bool(wrong))
+
+
+if __name__ == '__main__':
+    main()
