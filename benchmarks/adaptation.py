@@ -57,7 +57,7 @@ def measure(model, variables, images, held_out, test, resolution, metadata, args
     placed = jax.device_put(variables, sharding.replicated(mesh))
     adapted, record = adapt.adapt(
         model, placed, images, held_out, {resolution: test_transform}, _adaptation(optimization),
-        batch_size=256, seed=0, mesh=mesh, directory=directory / 'embeddings',
+        batch_size=args.batch_size, seed=0, mesh=mesh, directory=directory / 'embeddings',
     )[resolution]  # fmt: skip
     jax.block_until_ready(adapted)
     adapt_seconds = time.monotonic() - began
@@ -65,7 +65,8 @@ def measure(model, variables, images, held_out, test, resolution, metadata, args
     tuned, info = train.run(
         model, images, test_transform, optimization, variables=variables, repeats=1, seed=1, mesh=mesh,
         layout='replicated', directory=directory / 'sgd', metadata=metadata, log_every_steps=50,
-        checkpoint_every_steps=0, keep_checkpoints=1, reading={'workers': 0, 'threads': 4}, title=f'sgd {resolution}',
+        checkpoint_every_steps=0, keep_checkpoints=1, restore_step=0,
+        reading={'workers': 0, 'threads': 4}, title=f'sgd {resolution}',
     )  # fmt: skip
     sgd_seconds = time.monotonic() - began + info['earlier_seconds']
     networks = {'before': placed, 'sgd': tuned, 'adapted': adapted}
@@ -99,7 +100,7 @@ def _adaptation(optimization):
     return adapt.Adaptation(
         batch_norm=optimization.batch_norm, statistics_images=10000, solver='lbfgs',
         weight_decays=(0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), max_iterations=100, optimization=optimization,
-        flip=False, copies=0, cache_dtype='float32', cache_gigabytes=8.0,
+        flip=False, copies=0, cache_dtype='float32', cache_gigabytes=8.0, unseen=True,
     )  # fmt: skip
 
 

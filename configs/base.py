@@ -9,13 +9,15 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Return the defaults: the paper's recipe for a ResNet-50 at 224."""
     c = ConfigDict()
-    c.task = 'recipe'  # recipe (all phases), train, finetune, evaluate
+    c.task = 'recipe'  # recipe (all phases), train, adapt, finetune, evaluate, extract, analyze
+    c.adaptation = 'one_pass'  # of the recipe. one_pass: section adapt; finetune: SGD through the network
     c.seed = 0  # of weights, order of images, augmentation and held-out images
     c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
+    c.compilation_cache = ''  # folder, in the workdir unless absolute, that keeps compiled programs for later starts
     c.restore_step = 0  # checkpoint to go on from, deleting those after it; 0: the last. For one start only
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
@@ -67,6 +69,27 @@ def get_config() -> ConfigDict:
     c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
     c.test.resize_ratio = 0.0  # shorter side over crop; 0: that of init_from, or 256/224
     c.test.batch_size = 256  # global
+
+    c.adapt = ConfigDict()
+    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if images were held out
+    c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
+    c.adapt.max_iterations = 100  # of lbfgs
+    c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all
+    c.adapt.flip = False  # embed the mirror images too
+    c.adapt.copies = 0  # augmented copies of each image to embed too: flip, jitter 0.05, horizontally shifted crop
+    c.adapt.cache_dtype = 'float32'  # of embeddings: float32, bfloat16
+    c.adapt.cache_gigabytes = 8.0  # of each device's memory for embeddings; more goes to disk
+    c.adapt.sweep_images = 50000  # training images for the adaptation at every resolution of the sweep, at most
+
+    c.extract = ConfigDict()
+    c.extract.split = 'test'  # test, train (what was trained on) or held_out
+    c.extract.flip = False  # average the softmax and the embedding with those of the mirror image
+
+    c.study = ''  # of task=analyze: roc, activations, ablation, grid
+    c.analyze = ConfigDict()
+    c.analyze.images = 2000  # test images for the activations' distributions, at most
+    c.analyze.epochs = 1.0  # of the ablation's fine-tuning of BatchNorm's scale and bias; 0: without
+    c.analyze.runs = ()  # workdirs of the recipe, for study=grid
 
     c.finetune = ConfigDict()
     c.finetune.augmentation = 'test'  # test: the test transform; v2: flip, jitter 0.05, horizontally shifted crop

@@ -47,6 +47,7 @@ def get_config(variant: str = 'resnet50'):
     c.data.source = 'imagenet'
     c.data.workers = 16
     c.data.threads = 2
+    c.adaptation = 'finetune'
     c.train.epochs = 0.0
     c.train.resolution = row['train']
     c.test.resolution = row['test']

@@ -43,6 +43,7 @@ class Adaptation:
       copies: augmented copies of each image to embed too (transform 'v2').
       cache_dtype: of the embeddings, 'float32' or 'bfloat16'.
       cache_gigabytes: of each device's memory for them; more goes to disk.
+      unseen: whether the trunk's training has seen none of the held-out images, so that they can choose.
     """
 
     batch_norm: str
@@ -55,6 +56,7 @@ class Adaptation:
     copies: int
     cache_dtype: str
     cache_gigabytes: float
+    unseen: bool
 
     def __post_init__(self):
         for name, value, choices in (
@@ -164,13 +166,14 @@ def adapt(
 ) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
     """Adapt a network to each of some test resolutions; each file is read once for the embeddings of all.
 
-    With held-out images the choice between the classifiers, the old network among them, is made on those: see `choose`.
+    The choice between the classifiers, the old network among them, is made on the held-out images, if the trunk has not
+    seen those either: see `choose`.
 
     Args:
       model: from `models.create`.
       variables: of the trained network, on the devices.
       source: labelled training images.
-      held_out: images that neither trunk nor classifier have seen; None where there are none.
+      held_out: images that the classifier has not seen; None where there are none.
       test_transforms: resolution -> test transform to uint8[R, R, 3].
       how: see `Adaptation`.
       augment: transform of `how.copies`, for a single resolution.
@@ -191,9 +194,9 @@ def adapt(
     """
     _check(model, source, held_out, how)
     began = time.monotonic()
-    sample = _sample(source, how.statistics_images, seed)
+    sampled = sample(source, how.statistics_images, seed)
     statistics = measure_statistics(
-        model, variables, sample, test_transforms,
+        model, variables, sampled, test_transforms,
         batch_norm=how.batch_norm, batch_size=batch_size, mesh=mesh, reading=reading,
     )  # fmt: skip
     measured = time.monotonic()
@@ -205,22 +208,22 @@ def adapt(
         source, augment, batch_size=size, seed=seed, start_step=0, num_steps=num_copies,
         **sharding.hosts(), **reading,
     ) if num_copies else ()  # fmt: skip
-    after = {key: {'after': new} for key, new in statistics.items()}
+    both = {key: {'before': {}, 'after': new} for key, new in statistics.items()}
     training = embeddings.embed(
-        model, variables, after, source, test_transforms, flip=how.flip, copies=copies, num_copies=num_copies,
+        model, variables, both, source, test_transforms, keep=('after',),  # the program that held-out images need
+        flip=how.flip, copies=copies, num_copies=num_copies,
         directory=directory / 'train', title=f'{title}: embed', **common,
     )  # fmt: skip
-    both = {key: {'before': {}, 'after': new} for key, new in statistics.items()}
     checking = embeddings.embed(
         model, variables, both, held_out, test_transforms,
         directory=directory / 'held_out', title=f'{title}: held out', **common,
     ) if held_out is not None else {}  # fmt: skip
     embedded = time.monotonic()
-    seen = len(sample) * len(models.batch_norm_layers(variables['batch_stats'], how.batch_norm))
+    seen = len(sampled) * len(models.batch_norm_layers(variables['batch_stats'], how.batch_norm))
     seen += training[next(iter(test_transforms)), 'after'].count + (len(held_out) if held_out is not None else 0)
     shared = {
         'batch_norm': list(models.batch_norm_layers(variables['batch_stats'], how.batch_norm)),
-        'statistics_images': len(sample),
+        'statistics_images': len(sampled),
         'images': len(source),
         'images_seen': seen,
         'passes': seen / len(source),
@@ -275,27 +278,34 @@ def fit(
         o = how.optimization
         num_steps, tx, _ = train.make_optimizer(o, training.count)
         heads = [classifier.fit_sgd(training, old, tx, num_steps=num_steps, batch_size=o.batch_size, seed=seed)]
-        candidates = [{'weight_decay': o.weight_decay}]
+        candidates = [{'weight_decay': o.weight_decay} | (classifier.score(after, heads[0]) if after else {})]
     else:
         for weight_decay in sorted(how.weight_decays, reverse=True):  # the path from smooth to sharp is the short one
             head, info = classifier.fit_lbfgs(training, head, weight_decay, max_iterations=how.max_iterations)
             heads.append(head)
-            candidates.append({'weight_decay': weight_decay} | info)
+            candidates.append({'weight_decay': weight_decay} | info | (classifier.score(after, head) if after else {}))
+            if after and _has_risen([candidate['loss'] for candidate in candidates]):
+                break
     record: dict[str, Any] = {'solver': how.solver}
     if after is None:
-        return heads[0], record | {'chosen': candidates[0]['weight_decay'], 'candidates': candidates, 'chosen_on': None}
+        record |= {'chosen': candidates[0]['weight_decay'], 'kept_old': False, 'chosen_on': None}
+        return heads[0], record | {'candidates': candidates}
     heads.append(old)
-    candidates = [c | classifier.score(after, h) for c, h in zip(candidates, heads[:-1], strict=True)]
     candidates.append({'weight_decay': None} | classifier.score(before, old))
-    best = choose(candidates)
+    best = choose(candidates) if how.unseen else 0
     return heads[best], record | {
         'chosen': candidates[best]['weight_decay'],
         'kept_old': heads[best] is old,
         'candidates': candidates,
         'before': candidates[-1],
         'after': candidates[best],
-        'chosen_on': 'held-out training images',
+        'chosen_on': 'held-out training images' if how.unseen else None,
     }
+
+
+def _has_risen(losses: list[float]) -> bool:
+    """Say whether the last two values both rose: less weight decay will not bring the loss down again."""
+    return len(losses) > 2 and losses[-3] < losses[-2] < losses[-1]
 
 
 def choose(candidates: list[dict[str, Any]]) -> int:
@@ -314,7 +324,7 @@ def describe(record: dict[str, Any]) -> str:
     """Say in words what an adaptation chose, and on what."""
     solver = {'lbfgs': 'L-BFGS', 'sgd': "SGD with the reference's values"}[record['solver']]
     if not record['chosen_on']:
-        return f'{solver}, weight decay {record["chosen"]:g}; no images were held out, so nothing was chosen'
+        return f'{solver}, weight decay {record["chosen"]:g}; nothing was chosen, for want of unseen images'
     before, after = record['before'], record['after']
     if record['kept_old']:
         return f'the old classifier and statistics were kept: none was better on {before["count"]} held-out images'
@@ -325,8 +335,8 @@ def describe(record: dict[str, Any]) -> str:
     )
 
 
-def _sample(source: Any, num_images: int, seed: int) -> Any:
-    """Return a random part of the training images for the statistics."""
+def sample(source: Any, num_images: int, seed: int) -> Any:
+    """Return a random part of the training images, as large as the statistics are measured on."""
     share = max(STATISTICS_LEAST, round(STATISTICS_SHARE * len(source)))
     size = min(num_images, share, len(source))
     picked = np.random.default_rng([seed, len(source)]).choice(len(source), size, replace=False)
@@ -341,7 +351,7 @@ def _check(model: Any, source: Any, held_out: Any, how: Adaptation) -> None:
         )
     if len(np.unique(source.labels)) < 2:
         raise UsageError('All training images are of one class: a classifier needs images of two or more.')
-    if how.solver == 'lbfgs' and held_out is None and len(how.weight_decays) > 1:
+    if how.solver == 'lbfgs' and not (how.unseen and held_out is not None) and len(how.weight_decays) > 1:
         raise UsageError(
             'adapt.solver=lbfgs chooses the weight decay on images held out from the training of the trunk, and there '
             'are none: use adapt.solver=sgd, or give adapt.weight_decays one value.'

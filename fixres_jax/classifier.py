@@ -1,5 +1,7 @@
 """The classifier alone, on embeddings that are there: its loss, two ways to fit it, and its score."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,7 @@ def objective(data: Embeddings, head: Head, weight_decay: float = 0.0) -> tuple[
 
 
 def fit_lbfgs(
-    data: Embeddings, head: Head, weight_decay: float, *, max_iterations: int, tolerance: float = 1e-6
+    data: Embeddings, head: Head, weight_decay: float, *, max_iterations: int, tolerance: float = 1e-5
 ) -> tuple[Head, dict[str, float]]:
     """Minimize `objective` by L-BFGS over all embeddings at once.
 
@@ -62,42 +64,53 @@ def fit_lbfgs(
     Returns:
       The classifier, and {'iterations', 'gradient_norm', 'objective'}.
     """
-    tx = optax.scale_by_lbfgs(memory_size=20)
-    update, state = jax.jit(tx.update), tx.init(head)
+    state = _LBFGS.init(head)
     value, gradient = objective(data, head, weight_decay)
-    iterations = 0
-    while iterations < max_iterations and optax.tree.norm(gradient) > tolerance:
-        direction, state = update(gradient, state, head)
-        found = _backtrack(data, head, value, gradient, direction, weight_decay)
-        if found is None:  # float32 knows no lower point
+    iterations, norm = 0, float(optax.tree.norm(gradient))
+    while iterations < max_iterations and norm > tolerance:
+        direction, slope, state = _direction(gradient, state, head)
+        for halvings in range(20):
+            new = _move(head, direction, 0.5**halvings)
+            new_value, new_gradient = objective(data, new, weight_decay)
+            accepted, new_norm = _judge(value, new_value, slope, new_gradient, direction, 0.5**halvings)
+            if accepted:
+                break
+        else:  # float32 knows no lower point
             break
-        head, value, gradient = found
+        head, value, gradient, norm = new, new_value, new_gradient, float(new_norm)
         iterations += 1
-    return head, {
-        'iterations': iterations, 'gradient_norm': float(optax.tree.norm(gradient)), 'objective': float(value)
-    }  # fmt: skip
+    return head, {'iterations': iterations, 'gradient_norm': norm, 'objective': float(value)}
 
 
-def _backtrack(
-    data: Embeddings, head: Head, value: jax.Array, gradient: Head, direction: Head, weight_decay: float
-) -> tuple[Head, jax.Array, Head] | None:
-    """Halve the step against `direction` until the convex objective falls enough; None when it never does.
+_LBFGS = optax.scale_by_lbfgs(memory_size=20)
+
+
+@jax.jit
+def _direction(gradient: Head, state: Any, head: Head) -> tuple[Head, jax.Array, Any]:
+    """Return the direction to go against, the slope along it, and the new state."""
+    direction, state = _LBFGS.update(gradient, state, head)
+    return direction, -optax.tree.vdot(gradient, direction), state
+
+
+@jax.jit
+def _move(head: Head, direction: Head, step: float) -> Head:
+    return jax.tree.map(lambda x, d: x - step * d, head, direction)
+
+
+@jax.jit
+def _judge(
+    value: jax.Array, new_value: jax.Array, slope: jax.Array, new_gradient: Head, direction: Head, step: float
+) -> tuple[jax.Array, jax.Array]:
+    """Say whether a step along the convex objective falls enough, and return the norm of its gradient.
 
     Near the minimum the fall is below float32's precision of the value, where the slope still tells.
     Source: Hager and Zhang, "A new conjugate gradient method with guaranteed descent", 2005, the approximate Wolfe
     conditions (T1, T2) with delta = 0.1.
     """
-    slope = -optax.tree.vdot(gradient, direction)
-    for halvings in range(20):
-        step = 0.5**halvings
-        new = jax.tree.map(lambda x, d, step=step: x - step * d, head, direction)
-        new_value, new_gradient = objective(data, new, weight_decay)
-        new_slope = -optax.tree.vdot(new_gradient, direction)
-        falls = new_value <= value + 0.1 * step * slope
-        levels = (new_slope <= -0.8 * slope) & (new_value <= value + 1e-6 * jnp.abs(value))
-        if falls | levels:
-            return new, new_value, new_gradient
-    return None
+    new_slope = -optax.tree.vdot(new_gradient, direction)
+    falls = new_value <= value + 0.1 * step * slope
+    levels = (new_slope <= -0.8 * slope) & (new_value <= value + 1e-6 * jnp.abs(value))
+    return falls | levels, optax.tree.norm(new_gradient)
 
 
 def fit_sgd(

@@ -32,15 +32,15 @@ class Embeddings:
     Attributes:
       values: dtype[n, B, C], split over the devices along B; or a memory-mapped file, on one host only.
       label: int32[n, B], on the devices.
-      mask: bool[n, B], on the devices; False for padding.
+      index: int32[n, B], on the devices; of the image in its source, -1 for padding.
       part: batches in a part; n is a multiple of it.
-      count: images, all masked ones.
+      count: images, without the padding.
       path: of the file.
     """
 
     values: jax.Array | np.memmap
     label: jax.Array
-    mask: jax.Array
+    index: jax.Array
     part: int
     count: int
     path: epath.Path | None = None
@@ -53,16 +53,15 @@ class Embeddings:
     def read(self, number: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return (float32[part, B, C], label, mask) of a part."""
         start = number * self.part
-        label, mask = (_slice(x, start, self.part) for x in (self.label, self.mask))
         if self.path is None:
-            return _slice(self.values, start, self.part).astype(jnp.float32), label, mask
-        part = np.float32(self.values[start : start + self.part])
-        return jax.device_put(part, self.label.sharding), label, mask
+            return _read(self.values, self.label, self.index, start, self.part)
+        part = jax.device_put(np.float32(self.values[start : start + self.part]), self.label.sharding)
+        return part, *_read(None, self.label, self.index, start, self.part)[1:]
 
     def rows(self) -> np.ndarray:
-        """Return int32[count]: which of the n * B places hold images."""
-        mask = multihost_utils.process_allgather(self.mask, tiled=True)
-        return np.flatnonzero(mask).astype(np.int32)
+        """Return int32[count]: the places among n * B that hold images, in the order of the source."""
+        index = multihost_utils.process_allgather(self.index, tiled=True).reshape(-1)
+        return np.argsort(index, stable=True)[len(index) - self.count :].astype(np.int32)
 
     def take(self, rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """Return (float32[R, C], label int32[R]) of places among n * B."""
@@ -71,9 +70,14 @@ class Embeddings:
         return values, _take(self.label, *at)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _slice(x: jax.Array, start: int, length: int) -> jax.Array:
-    return jax.lax.dynamic_slice_in_dim(x, start, length)
+@functools.partial(jax.jit, static_argnums=4)
+def _read(
+    values: jax.Array | None, label: jax.Array, index: jax.Array, start: int, length: int
+) -> tuple[jax.Array | None, jax.Array, jax.Array]:
+    label, index = (jax.lax.dynamic_slice_in_dim(x, start, length) for x in (label, index))
+    if values is not None:
+        values = jax.lax.dynamic_slice_in_dim(values, start, length).astype(jnp.float32)
+    return values, label, index >= 0
 
 
 @jax.jit
@@ -104,11 +108,11 @@ class _Writer:
         else:
             self._values[number] = np.asarray(batch)
 
-    def finish(self, label: np.ndarray, mask: np.ndarray, part: int, count: int) -> Embeddings:
-        label, mask = (jax.make_array_from_process_local_data(self._place, x) for x in (label, mask))
+    def finish(self, label: np.ndarray, index: np.ndarray, part: int, count: int) -> Embeddings:
+        label, index = (jax.make_array_from_process_local_data(self._place, x) for x in (label, index))
         if self._path is None:
-            return Embeddings(self._values, label, mask, part, count)
-        return Embeddings(self._values, label, mask, part, count, self._path)
+            return Embeddings(self._values, label, index, part, count)
+        return Embeddings(self._values, label, index, part, count, self._path)
 
 
 @functools.cache
@@ -140,6 +144,7 @@ def embed(
     *,
     batch_size: int,
     mesh: Mesh,
+    keep: tuple[str, ...] = (),
     dtype: str = 'float32',
     flip: bool = False,
     copies: Iterable[dict[str, Any]] = (),
@@ -159,6 +164,7 @@ def embed(
       transforms: key, such as the resolution, -> transform to uint8[R, R, 3].
       batch_size: global; rounded up to a multiple of the devices.
       mesh: the devices.
+      keep: names whose embeddings are wanted; () for all.
       dtype: of the stored embeddings, 'float32' or 'bfloat16'.
       flip: add the mirror image of every image.
       copies: batches of augmented images to add, from `pipeline.train_batches` with the same batch size; one transform.
@@ -169,7 +175,7 @@ def embed(
       title: what the progress bar says.
 
     Returns:
-      (key, name) -> Embeddings, images in the source's order, then their mirror images, then the copies.
+      (key, name) -> Embeddings, of the images, then of their mirror images, then of the copies.
 
     Raises:
       UsageError: when they fit neither on the devices nor on this host's disk.
@@ -183,17 +189,19 @@ def embed(
     batches = pipeline.eval_batches(source, transforms, batch_size=batch_size, **sharding.hosts(), **reading)
     writers: dict[tuple[Any, str], _Writer] = {}
     labels = np.zeros((part * -(-total // part), batch_size // jax.process_count()), np.int32)
-    masks = np.zeros(labels.shape, bool)
+    indices = np.full(labels.shape, -1, np.int32)
 
     def add(number, batch, images):
-        labels[number], masks[number] = batch['label'], batch['mask']
+        labels[number], indices[number] = batch['label'], batch['index']
         for key, image in images.items():
-            for name, embedding in step(variables, changes[key], image).items():
+            found = step(variables, changes[key], image)
+            for name in keep or found:
                 if (key, name) not in writers:
-                    shape = (len(labels), *embedding.shape)
-                    files = _places(shape, changes, DTYPES[dtype], mesh, device_bytes, directory)
+                    shape = (len(labels), *found[name].shape)
+                    at = [(key, name) for key, networks in changes.items() for name in keep or networks]
+                    files = _places(shape, at, DTYPES[dtype], mesh, device_bytes, directory)
                     writers.update({at: _Writer(shape, dtype, mesh, path) for at, path in files.items()})
-                writers[key, name].put(number, embedding)
+                writers[key, name].put(number, found[name])
         if preemption.requested(number):
             raise preemption.Preempted(f'stopped in phase {title}, which begins again')
 
@@ -208,14 +216,18 @@ def embed(
         progress.update(num_batches + number + 1)
     progress.close()
     count = len(source) * (1 + flip) + num_copies * batch_size
-    return {at: writer.finish(labels, masks, part, count) for at, writer in writers.items()}
+    return {at: writer.finish(labels, indices, part, count) for at, writer in writers.items()}
 
 
 def _places(
-    shape: tuple[int, ...], changes: Any, dtype: Any, mesh: Mesh, device_bytes: float, directory: epath.Path | None
+    shape: tuple[int, ...],
+    at: list[tuple[Any, str]],
+    dtype: Any,
+    mesh: Mesh,
+    device_bytes: float,
+    directory: epath.Path | None,
 ) -> dict[tuple[Any, str], epath.Path | None]:
     """Return where each array of embeddings goes: None for the devices, or its file."""
-    at = [(key, name) for key, networks in changes.items() for name in networks]
     needed = len(at) * np.prod(shape, dtype=float) * np.dtype(dtype).itemsize
     if needed / mesh.size <= device_bytes:
         return dict.fromkeys(at)
@@ -226,3 +238,11 @@ def _places(
             'or use more devices or adapt.cache_dtype=bfloat16.'
         )
     return {(key, name): epath.Path(directory) / f'{key}_{name}.dat' for key, name in at}
+
+
+def gather(data: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """Return (float32[N, C], label int32[N]) of all images in the order of their source, on every host."""
+    parts = [multihost_utils.process_allgather(data.read(number)[:2], tiled=True) for number in range(data.num_parts)]
+    rows = data.rows()
+    values, labels = (np.concatenate(column, axis=0) for column in zip(*parts, strict=True))
+    return values.reshape(-1, values.shape[-1])[rows], labels.reshape(-1)[rows]

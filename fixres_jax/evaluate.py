@@ -65,6 +65,7 @@ def evaluate(
     *,
     batch_size: int,
     mesh: Mesh,
+    own: Mapping[int, Any] = types.MappingProxyType({}),
     reading: Mapping[str, int] = types.MappingProxyType({}),
     title: str = 'evaluate',
 ) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def evaluate(
       test_transforms: resolution -> transform to uint8[R, R, 3].
       batch_size: global; rounded up to a multiple of the devices. The last batch is padded and masked.
       mesh: the devices.
+      own: resolution -> variables of one more network, 'own', that is another one at each resolution.
       reading: workers and threads, as in `pipeline.eval_batches`.
       title: what the progress bar says.
 
@@ -97,11 +99,12 @@ def evaluate(
         **reading,
     )
     eval_step, reduce = make_eval_step(model, mesh), _make_reduce(mesh)
-    keys = [(name, resolution) for resolution in test_transforms for name in networks]
+    points = {(name, size): variables for size in test_transforms for name, variables in networks.items()}
+    points |= {('own', size): variables for size, variables in own.items()}
     total, unread = None, []
     progress = Progress(title, 0, -(-len(source) // batch_size), batch_size)
     for number, (_, batch) in enumerate(sharding.prefetch(batches, mesh), start=1):
-        outcomes = [eval_step(networks[name], batch['image'][r], batch['label']) for name, r in keys]
+        outcomes = [eval_step(v, batch['image'][size], batch['label']) for (_, size), v in points.items()]
         unread.append(reduce(outcomes, batch['mask']))
         if len(unread) > 1:  # The sums of a batch are read after the next one is dispatched.
             total = _add(total, unread.pop(0))
@@ -111,7 +114,7 @@ def evaluate(
     total = _add(total, unread.pop())
     progress.close()
     assert total['count'] == len(source), (total['count'], len(source))
-    return _summary(keys, total)
+    return _summary(list(points), total)
 
 
 def _add(total: dict[str, np.ndarray] | None, sums: dict[str, jax.Array]) -> dict[str, np.ndarray]:

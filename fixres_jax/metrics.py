@@ -1,11 +1,14 @@
 """Losses, hits, their sums and intervals, and the log of a run's numbers."""
 
+import io
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from etils import epath
 
@@ -88,6 +91,22 @@ def write_json(path: epath.Path, value: Any) -> None:
     temporary = path.parent / f'.{path.name}.tmp'
     temporary.write_text(json.dumps(value, indent=2) + '\n')
     temporary.replace(path)
+
+
+def write_arrays(path: epath.Path, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays as an .npz file, whole or not at all."""
+    path, buffer = epath.Path(path), io.BytesIO()
+    np.savez(buffer, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'.{path.name}.tmp'
+    temporary.write_bytes(buffer.getvalue())
+    temporary.replace(path)
+
+
+def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file; none when it is not there."""
+    path = epath.Path(path)
+    return dict(np.load(io.BytesIO(path.read_bytes()))) if path.exists() else {}
 
 
 class MetricsLog:

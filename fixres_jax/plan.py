@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from fixres_jax import checkpoint, models, sharding, state, train, trees
+from fixres_jax import adapt, checkpoint, models, sharding, state, train, trees
 from fixres_jax.data import drawings, sources, transforms
 from fixres_jax.errors import UsageError, nearest
 from fixres_jax.progress import log
@@ -17,6 +17,16 @@ RESIZE_RATIO = (
     256 / 224
 )  # shorter side over crop in the standard test transform, at every resolution (paper, section 3)
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Say which study to make: `study` and the fields of the configs' `analyze`."""
+
+    name: str
+    images: int
+    epochs: float
+    runs: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +44,13 @@ class Plan:
       train_transform: of training.
       augmentation: of fine-tuning, 'test' or 'v2'.
       training, finetuning: how each is optimized.
+      adaptation: phase of the recipe that adapts, 'adapt' or 'finetune'.
+      adapting: how the one-pass adaptation works.
+      sweep_images: training images that the sweep adapts on, at most.
+      init_from: where the given network was.
+      given_resolution: pixels that it was adapted to; None if it was not.
+      extract_split, extract_flip: what an extraction takes, and whether it averages with the mirror image.
+      study: which study, and what it takes.
       repeats: copies of an image in a training batch.
       train_resolution: pixels.
       test_resolution: pixels; 0 to choose it on the held-out images.
@@ -58,6 +75,14 @@ class Plan:
     augmentation: str
     training: train.Optimization
     finetuning: train.Optimization
+    adaptation: str
+    adapting: adapt.Adaptation
+    sweep_images: int
+    init_from: str
+    given_resolution: int | None
+    extract_split: str
+    extract_flip: bool
+    study: Study
     repeats: int
     train_resolution: int
     test_resolution: int
@@ -72,9 +97,9 @@ class Plan:
 def make(config: Any, workdir: epath.Path) -> Plan:
     """Turn the config into plain values, checking each: the only place that knows the config's shape."""
     _check_network(config)
-    given, metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
+    given, given_metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
     train_source, held_out, test_source = _open_data(config, workdir)
-    model, metadata = make_model(config, metadata, test_source.class_names)
+    model, metadata = make_model(config, given_metadata, test_source.class_names)
     resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
     _check_resolutions(config, metadata['train_resolution'], resolutions)
     return Plan(
@@ -97,6 +122,14 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         augmentation=config.finetune.augmentation,
         training=training(config),
         finetuning=finetuning(config),
+        adaptation=_adaptation_phase(config.adaptation),
+        adapting=adapting(config, metadata, held_out),
+        sweep_images=config.adapt.sweep_images,
+        init_from=config.init_from,
+        given_resolution=given_metadata.get('test_resolution'),
+        extract_split=config.extract.split,
+        extract_flip=config.extract.flip,
+        study=Study(config.study, config.analyze.images, config.analyze.epochs, tuple(config.analyze.runs)),
         repeats=config.train.repeats,
         train_resolution=metadata['train_resolution'],
         test_resolution=config.test.resolution,
@@ -118,14 +151,16 @@ def _check_network(config: Any) -> None:
     """Raise UsageError when the task needs a network or a resolution that the config does not give."""
     if config.model.name not in models.MODELS:
         models.create(config.model.name)  # raises, naming the nearest
-    if config.task in ('finetune', 'evaluate') and not config.init_from:
+    needs_network = config.task == 'analyze' and config.study != 'grid'
+    needs_network |= config.task in ('adapt', 'finetune', 'evaluate', 'extract')
+    if needs_network and not config.init_from:
         raise UsageError(
             f'task={config.task} needs a network: set --config.init_from to a workdir or to converted weights.'
         )
     if config.task == 'recipe' and not (config.train.epochs or config.init_from):
         raise UsageError('train.epochs=0 needs a trained network: set --config.init_from, or train for some epochs.')
-    if config.task == 'finetune' and not config.test.resolution:
-        raise UsageError('task=finetune needs the resolution to fine-tune at: set --config.test.resolution.')
+    if config.task in ('adapt', 'finetune') and not config.test.resolution:
+        raise UsageError(f'task={config.task} needs the resolution to adapt to: set --config.test.resolution.')
 
 
 def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
@@ -137,7 +172,8 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
             'give at least as many, or 0 to take the number from the data.'
         )
     train_resolution = config.train.resolution
-    if not config.train.epochs:  # The network comes trained.
+    trains = config.train.epochs and config.task in ('recipe', 'train')
+    if not trains:  # The network comes trained.
         train_resolution = given.get('train_resolution') or train_resolution
     metadata = {
         'architecture': config.model.name,
@@ -152,6 +188,7 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
         'resize': 'shorter',
         'interpolation': 'bilinear',
         'crop': 'torchvision',
+        'held_out': _held_out(config) if trains else given.get('held_out'),
     }
     model = models.create(
         config.model.name,
@@ -249,6 +286,32 @@ def finetuning(config: Any) -> train.Optimization:
     """Return how the config fine-tunes; the regexes that it leaves open are the model's own."""
     regexes = models.FINETUNE[config.model.name]
     return _optimization(config.finetune, **{name: config.finetune[name] or regexes[name] for name in regexes})
+
+
+def adapting(config: Any, metadata: dict[str, Any], held_out: Any) -> adapt.Adaptation:
+    """Return how the config adapts in one pass; whether held-out images may choose depends on the trunk's training."""
+    unseen = held_out is not None and metadata['held_out'] == _held_out(config)
+    names = {field.name for field in dataclasses.fields(adapt.Adaptation)} & set(config.adapt.keys())
+    fields = {name: config.adapt[name] for name in names} | {'weight_decays': tuple(config.adapt.weight_decays)}
+    if config.adapt.solver == 'auto':
+        fields['solver'] = 'lbfgs' if unseen else 'sgd'
+    how = finetuning(config)
+    return adapt.Adaptation(batch_norm=how.batch_norm, optimization=how, unseen=unseen, **fields)
+
+
+def _held_out(config: Any) -> dict[str, Any]:
+    """Say which images are held out: those of two runs are the same when this is."""
+    data = config.data
+    return {
+        'source': data.source, 'split': data.train_split, 'fraction': data.held_out_fraction, 'seed': config.seed
+    }  # fmt: skip
+
+
+def _adaptation_phase(name: str) -> str:
+    phases = {'one_pass': 'adapt', 'finetune': 'finetune'}
+    if name not in phases:
+        raise UsageError(f'adaptation={name!r} is not one of {", ".join(phases)}.{nearest(name, phases)}')
+    return phases[name]
 
 
 def _optimization(section: Any, **regexes: str) -> train.Optimization:

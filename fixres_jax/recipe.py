@@ -1,4 +1,4 @@
-"""The whole method: train -> sweep the test resolution -> fine-tune there -> evaluate -> report.
+"""The whole method: train -> sweep the test resolution -> adapt there -> evaluate -> report.
 
 Each phase leaves its result as `<phase>.json` in the workdir; a phase whose result is there is not run again.
 """
@@ -7,6 +7,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import subprocess
 import sys
 import time
 from typing import Any
@@ -14,9 +15,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from fixres_jax import checkpoint, evaluate, processes, sharding, train
-from fixres_jax.analysis import report
-from fixres_jax.data import transforms
+from fixres_jax import analyze, phases, processes
+from fixres_jax.analysis import html, report
 from fixres_jax.errors import UsageError, nearest
 from fixres_jax.metrics import write_json
 from fixres_jax.plan import Plan, make
@@ -24,90 +24,8 @@ from fixres_jax.progress import duration, log
 from fixres_jax.workdir import claim, hold, read_json
 
 
-def train_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
-    """Train at the training resolution; nothing to do for a network that comes trained (epochs=0)."""
-    if not plan.training.epochs:
-        checkpoint.save_model(plan.workdir / 'train', plan.variables, plan.metadata)
-        return {'num_steps': 0, 'images_seen': 0, 'images': 0}
-    _, info = train.run(
-        plan.model,
-        plan.train_source,
-        plan.train_transform,
-        plan.training,
-        variables=plan.variables,
-        repeats=plan.repeats,
-        seed=plan.seed,
-        mesh=plan.mesh,
-        layout=plan.layout,
-        directory=plan.workdir / 'train',
-        metadata=plan.metadata,
-        title='train',
-        reading=plan.reading,
-        **plan.writing,
-    )
-    return info | {'images': len(plan.train_source)}
-
-
-def sweep_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
-    """Choose the test resolution on images held out from training, or take the one given."""
-    if plan.test_resolution:
-        log.info('Test resolution %d: given by the config.', plan.test_resolution)
-        return {'test_resolution': plan.test_resolution, 'chosen_on': 'given'}
-    result = _evaluate(plan, {'before': _load(plan, 'train')}, plan.held_out, plan.resolutions, 'sweep')
-    chosen = choose_resolution(result, plan.train_resolution)
-    log.info('Test resolution %d: the best on %d held-out training images.', chosen, result['count'])
-    return result | {'test_resolution': chosen, 'chosen_on': 'held-out training images'}
-
-
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
-    """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss."""
-    points = [point for point in result['points'] if point['resolution'] >= train_resolution]
-    return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
-
-
-def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
-    """Fine-tune the last BatchNorm's statistics and the classifier at the test resolution."""
-    resolution = plan.test_resolution or results['sweep']['test_resolution']
-    transform = transforms.make_finetune(resolution, resize_ratio=plan.resize_ratio, augmentation=plan.augmentation)
-    _, info = train.run(
-        plan.model,
-        plan.train_source,
-        transform,
-        plan.finetuning,
-        variables=plan.variables if 'train' not in results else checkpoint.load_model(plan.workdir / 'train')[0],
-        repeats=1,
-        seed=plan.seed + 1,  # other batches than training saw
-        mesh=plan.mesh,
-        layout=plan.layout,
-        directory=plan.workdir / 'finetune',
-        metadata=plan.metadata | {'test_resolution': resolution},
-        title='finetune',
-        reading=plan.reading,
-        **plan.writing,
-    )
-    return info | {'test_resolution': resolution}
-
-
-def evaluate_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate on the test split: the recipe's two networks, or the one that was given."""
-    if 'train' not in results:
-        networks = {'given': _place(plan, plan.variables)}
-        resolutions = plan.resolutions
-    else:
-        networks = {'before': _load(plan, 'train'), 'after': _load(plan, 'finetune')}
-        chosen = results['sweep']['test_resolution']
-        resolutions = tuple(sorted({*plan.resolutions, plan.train_resolution, chosen}))
-    result = _evaluate(plan, networks, plan.test_source, resolutions, 'evaluate')
-    for point in result['points']:
-        log.info(
-            '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
-            *(point[name] for name in ('network', 'resolution', 'top1', 'low', 'high', 'top5', 'count')),
-        )
-    return result
-
-
 def report_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
-    """Write report.json, report.md and the plots, on host 0."""
+    """Write report.json, report.md, report.html and the plots, on host 0."""
     if not processes.is_host0():
         return {}
     value = report.build(
@@ -117,23 +35,31 @@ def report_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         environment=_environment(),
     )
     report.write(plan.workdir, value)
+    report.write_text(plan.workdir / 'report.html', html.page(plan.workdir, value))
     log.info('\n%s', report.summary(value))
     log.info('The report is in %s.', plan.workdir / 'report.md')
     return {}
 
 
 PHASES = {
-    'train': train_phase,
-    'sweep': sweep_phase,
-    'finetune': finetune_phase,
-    'evaluate': evaluate_phase,
+    'train': phases.train_phase,
+    'sweep': phases.sweep_phase,
+    'adapt': phases.adapt_phase,
+    'finetune': phases.finetune_phase,
+    'evaluate': phases.evaluate_phase,
+    'studies': analyze.studies_phase,
     'report': report_phase,
+    'extract': phases.extract_phase,
+    'analyze': analyze.analyze_phase,
 }
 TASKS = {
-    'recipe': tuple(PHASES),
+    'recipe': ('train', 'sweep', 'ADAPTATION', 'evaluate', 'studies', 'report'),
     'train': ('train',),
+    'adapt': ('adapt',),
     'finetune': ('finetune',),
     'evaluate': ('evaluate',),
+    'extract': ('extract',),
+    'analyze': ('analyze',),
 }
 
 
@@ -152,14 +78,21 @@ def run(config: Any, workdir: str | epath.Path) -> None:
     workdir = epath.Path(workdir)
     if config.task not in TASKS:
         raise UsageError(f'task={config.task!r} is not one of {", ".join(TASKS)}.{nearest(config.task, TASKS)}')
+    if config.task == 'analyze':
+        analyze.check_study(config.study)
+    if config.compilation_cache:
+        jax.config.update('jax_compilation_cache_dir', str(workdir / config.compilation_cache))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     with hold(workdir):
-        _run_phases(make(config, workdir), TASKS[config.task], config.to_dict())
+        plan = make(config, workdir)
+        names = (plan.adaptation if name == 'ADAPTATION' else name for name in TASKS[config.task])
+        _run_phases(plan, tuple(names), config.to_dict())
 
 
-def _run_phases(plan: Plan, phases: tuple[str, ...], config: dict[str, Any]) -> None:
+def _run_phases(plan: Plan, names: tuple[str, ...], config: dict[str, Any]) -> None:
     claim(plan.workdir, config)
     results: dict[str, Any] = {}
-    for phase in phases:
+    for phase in names:
         path = plan.workdir / f'{phase}.json'
         done = processes.from_host0(read_json(path)) if phase != 'report' else None
         if done is not None:
@@ -176,30 +109,6 @@ def _run_phases(plan: Plan, phases: tuple[str, ...], config: dict[str, Any]) -> 
         log.info('Phase %s took %s.', phase, duration(seconds))
 
 
-def _place(plan: Plan, variables: Any) -> Any:
-    return jax.device_put(variables, sharding.place(variables, plan.mesh, plan.layout))
-
-
-def _load(plan: Plan, phase: str) -> Any:
-    return _place(plan, checkpoint.load_model(plan.workdir / phase)[0])
-
-
-def _evaluate(
-    plan: Plan, networks: dict[str, Any], source: Any, resolutions: tuple[int, ...], title: str
-) -> dict[str, Any]:
-    test_transforms = {size: transforms.make_test(size, resize_ratio=plan.resize_ratio) for size in resolutions}
-    return evaluate.evaluate(
-        plan.model,
-        networks,
-        source,
-        test_transforms,
-        batch_size=plan.test_batch_size,
-        mesh=plan.mesh,
-        title=title,
-        reading=plan.reading,
-    )
-
-
 def _environment() -> dict[str, Any]:
     """Say what the run ran on and how to run it again."""
     device = jax.devices()[0]
@@ -208,7 +117,19 @@ def _environment() -> dict[str, Any]:
         'command': f'python -m fixres_jax.main {" ".join(sys.argv[1:])}',
         'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d'),
         'devices': f'{jax.device_count()} x {device.device_kind} ({device.platform})',
+        'commit': _commit(),
         'host': f'{platform.machine()}, {platform.system()}',
         'versions': {'python': platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _commit() -> str:
+    """Return the git commit that the program was started from, marked when files differ from it; '' without git."""
+    command = 'git describe --always --dirty --abbrev=12 --match='.split()
+    try:
+        folder = epath.Path(__file__).parent
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ''

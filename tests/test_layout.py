@@ -25,6 +25,7 @@ LAYERS = [
     ['studies'],
     ['plan'],
     ['phases'],
+    ['analyze'],
     ['recipe'],
     ['main'],
     ['dryrun'],

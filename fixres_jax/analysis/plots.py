@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-BEFORE, AFTER, CHANCE = '#4477aa', '#cc3311', '#999999'  # told apart by the colour-blind as well
+BEFORE, AFTER, OWN, CHANCE = '#4477aa', '#cc3311', '#228833', '#999999'  # told apart by the colour-blind as well
 
 
 def save(figure: Figure, path: epath.Path) -> None:
@@ -30,7 +30,8 @@ def accuracy_by_resolution(
     """Draw top-1 against test resolution before and after adaptation, with 95 % intervals as bands.
 
     Args:
-      curve: rows with resolution in pixels and top1, low, high in percent, each with _before and _after.
+      curve: rows with resolution in pixels and top1, low, high in percent, each with _before and _after, and
+        _own where a network adapted at that very resolution was tested.
       train_resolution: pixels, marked.
       test_resolution: pixels, where the network was adapted; marked.
       count: test images.
@@ -42,10 +43,16 @@ def accuracy_by_resolution(
     for suffix, colour, marker, label in (
         ('before', BEFORE, 'o', 'not adapted'),
         ('after', AFTER, 's', f'adapted at {test_resolution}'),
+        ('own', OWN, '^', 'adapted at each size'),
     ):
-        top1, low, high = (np.array([row[f'{name}_{suffix}'] for row in curve]) for name in ('top1', 'low', 'high'))
-        axes.plot(x, top1, marker=marker, color=colour, label=label)
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        rows = [row for row in curve if f'top1_{suffix}' in row]
+        if rows:
+            at, top1, low, high = (
+                np.array([row[name] for row in rows])
+                for name in ('resolution', *(f'{name}_{suffix}' for name in ('top1', 'low', 'high')))
+            )
+            axes.plot(at, top1, marker=marker, color=colour, label=label)
+            axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.axvline(train_resolution, color=CHANCE, linestyle=':', label=f'trained at {train_resolution}')
     axes.axvline(test_resolution, color=CHANCE, linestyle='--', label=f'chosen: {test_resolution}')
     axes.set_xlabel('test resolution (pixels)')

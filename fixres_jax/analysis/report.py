@@ -22,7 +22,7 @@ def build(
     """Put the phases' results together.
 
     Args:
-      results: phase -> its result, of the phases train, sweep, finetune and evaluate.
+      results: phase -> its result, of the phases train, sweep, adapt or finetune, and evaluate.
       train_resolution: pixels.
       config: the run's config as a nested dict.
       environment: command, date, devices, host, versions.
@@ -33,13 +33,16 @@ def build(
     test = results['evaluate']
     chosen = results['sweep']['test_resolution']
     at = {'train_resolution': ('before', train_resolution), 'larger': ('before', chosen), 'adapted': ('after', chosen)}
+    tested = {(point['network'], point['resolution']) for point in test['points']}
     resolutions = sorted({point['resolution'] for point in test['points']})
+    kind = 'adapt' if 'adapt' in results else 'finetune'
     curve = []
     for resolution in resolutions:
         row = {'resolution': resolution}
-        for network in ('before', 'after'):
-            point = find_point(test, network, resolution)
-            row |= {f'{name}_{network}': point[name] for name in ('top1', 'low', 'high')}
+        for network in ('before', 'after', 'own'):
+            if (network, resolution) in tested:
+                point = find_point(test, network, resolution)
+                row |= {f'{name}_{network}': point[name] for name in ('top1', 'low', 'high')}
         curve.append(row)
     return {
         'train_resolution': train_resolution,
@@ -52,7 +55,8 @@ def build(
         'curve': curve,
         'held_out_curve': results['sweep'].get('points', []),
         'images': {'train': results['train']['images'], 'test': test['count']},
-        'images_seen': {phase: results[phase]['images_seen'] for phase in ('train', 'finetune')},
+        'adaptation': {'kind': {'adapt': 'one_pass', 'finetune': 'finetune'}[kind]} | results[kind],
+        'images_seen': {phase: result['images_seen'] for phase, result in results.items() if 'images_seen' in result},
         'seconds': {phase: result['seconds'] for phase, result in results.items()},
         'environment': environment,
         'config': config,
@@ -106,28 +110,79 @@ def markdown_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return '\n'.join(f'| {" | ".join(row)} |' for row in (header, ('---',) * len(header), *rows))
 
 
-def markdown(report: dict[str, Any]) -> str:
-    """Return the content of `report.md`."""
-    differences = [
-        (label, f'{d["difference"]:+.2f}', f'{d["low"]:+.2f} to {d["high"]:+.2f}')
-        for label, d in (
-            ('larger resolution alone', report['larger_minus_train_resolution']),
-            ('adaptation, at the same resolution', report['adapted_minus_larger']),
-            ('both together', report['adapted_minus_train_resolution']),
-        )
-    ]
-    curve = [
-        (
-            str(row['resolution']),
-            *(f'{row[f"top1_{n}"]:.2f} ({row[f"low_{n}"]:.2f} to {row[f"high_{n}"]:.2f})' for n in ('before', 'after')),
-        )
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
+
+
+def difference_table(report: dict[str, Any]) -> Table:
+    """Return header and rows of what each step was worth."""
+    steps = {
+        'larger resolution alone': 'larger_minus_train_resolution',
+        'adaptation, at the same resolution': 'adapted_minus_larger',
+        'both together': 'adapted_minus_train_resolution',
+    }
+    rows = [(label, *_difference(report[name])) for label, name in steps.items()]
+    return ('step', 'difference', '95 % interval'), rows
+
+
+def _difference(d: dict[str, float]) -> tuple[str, str]:
+    return f'{d["difference"]:+.2f}', f'{d["low"]:+.2f} to {d["high"]:+.2f}'
+
+
+def curve_table(report: dict[str, Any]) -> Table:
+    """Return header and rows of top-1 against test resolution."""
+    kinds = {
+        'before': 'not adapted',
+        'after': f'adapted at {report["test_resolution"]}',
+        'own': 'adapted at each size',
+    }
+    kinds = {name: label for name, label in kinds.items() if any(f'top1_{name}' in row for row in report['curve'])}
+    rows = [
+        (str(row['resolution']), *(_with_interval(row, f'_{name}') if f'top1_{name}' in row else '' for name in kinds))
         for row in report['curve']
     ]
-    costs = [
-        (phase, duration(seconds), f'{report["images_seen"].get(phase, 0):,}' if phase in report['images_seen'] else '')
-        for phase, seconds in report['seconds'].items()
-    ]
-    curve_header = ('test resolution', 'not adapted, top-1 (%)', f'adapted at {report["test_resolution"]}, top-1 (%)')
+    return ('test resolution', *(f'{label}, top-1 (%)' for label in kinds.values())), rows
+
+
+def _with_interval(row: dict[str, Any], suffix: str = '') -> str:
+    return '{:.2f} ({:.2f} to {:.2f})'.format(*(row[f'{name}{suffix}'] for name in ('top1', 'low', 'high')))
+
+
+def cost_table(report: dict[str, Any]) -> Table:
+    """Return header and rows of the cost of each phase."""
+    seen = {phase: f'{count:,}' for phase, count in report['images_seen'].items()}
+    rows = [(phase, duration(seconds), seen.get(phase, '')) for phase, seconds in report['seconds'].items()]
+    return ('phase', 'time', 'images through the network'), rows
+
+
+def ablation_table(numbers: dict[str, Any]) -> Table:
+    """Return header and rows of what each part of the adaptation was worth, from that study's numbers."""
+    rows = [(row['part'], _with_interval(row), *_difference(row['minus_nothing'])) for row in numbers['rows']]
+    return ('adapted', 'top-1 (%)', 'minus nothing', '95 % interval'), rows
+
+
+def adaptation_sentence(report: dict[str, Any]) -> str:
+    """Say which adaptation was used, how its classifier was found, and on what that was chosen."""
+    found = report['adaptation']
+    if found['kind'] == 'finetune':
+        return f'Adapted by SGD fine-tuning through the network, {found["num_steps"]:,} steps.'
+    solver = {'lbfgs': 'L-BFGS', 'sgd': "SGD with the reference's values"}[found['solver']]
+    text = (
+        f'Adapted in one pass: statistics of {", ".join(found["batch_norm"])} from {found["statistics_images"]:,} '
+        f'training images, then the classifier on the embeddings of all {found["images"]:,}; {found["passes"]:.2f} '
+        'passes through the network in all. '
+    )
+    if found['chosen_on'] is None:
+        unseen = 'No images were held out from the training of the network, so nothing was chosen'
+        return f'{text}{unseen}: {solver}, weight decay {found["chosen"]:g}.'
+    where = f'on {found["before"]["count"]:,} held-out training images'
+    if found['kept_old']:
+        return f'{text}The old classifier and statistics were kept: nothing was better {where}.'
+    changes = f'top-1 {found["before"]["top1"]:.2f} to {found["after"]["top1"]:.2f} %'
+    return f'{text}Classifier by {solver}; weight decay {found["chosen"]:g} chosen {where} ({changes} there).'
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Return the content of `report.md`."""
     environment, model = report['environment'], report['config']['model']
     versions = ', '.join(f'{name} {version}' for name, version in environment['versions'].items())
     return f"""# {model['name']}, trained at {report['train_resolution']}, tested at {report['test_resolution']}
@@ -138,21 +193,23 @@ def markdown(report: dict[str, Any]) -> str:
 
 Paired differences in top-1, in points, on the same {report['images']['test']:,} test images:
 
-{markdown_table(('step', 'difference', '95 % interval'), differences)}
+{markdown_table(*difference_table(report))}
 
 The test resolution was chosen on: {report['test_resolution_chosen_on']}.
+
+{adaptation_sentence(report)}
 
 ## Accuracy against test resolution
 
 ![Top-1 accuracy against test resolution](plots/accuracy.png)
 
-{markdown_table(curve_header, curve)}
+{markdown_table(*curve_table(report))}
 
 ## Training
 
 ![Loss and accuracy of training batches](plots/training.png)
 
-{markdown_table(('phase', 'time', 'images seen'), costs)}
+{markdown_table(*cost_table(report))}
 
 ## How to run it again
 
@@ -177,9 +234,14 @@ def write(workdir: epath.Path, report: dict[str, Any]) -> None:
     )
     plots.save(figure, workdir / 'plots' / 'accuracy.png')
     lines = {phase: read_metrics(workdir / phase / 'metrics.jsonl') for phase in ('train', 'finetune')}
-    plots.save(plots.training_curves(lines), workdir / 'plots' / 'training.png')
-    path = workdir / 'report.md'
-    temporary = path.parent / '.report.md.tmp'
-    temporary.write_text(markdown(report))
-    temporary.replace(path)
+    if any(lines.values()):
+        plots.save(plots.training_curves(lines), workdir / 'plots' / 'training.png')
+    write_text(workdir / 'report.md', markdown(report))
     write_json(workdir / 'report.json', report)
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.parent / f'.{path.name}.tmp'
+    temporary.write_text(text)
+    temporary.replace(path)
