@@ -1,0 +1,76 @@
+"""The loop compiles nothing after the first of each shape, whatever it logs and saves."""
+
+import contextlib
+import functools
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from fixres_jax import evaluate, loop, models, optim, sharding, state, train
+from fixres_jax.checkpoint import Checkpoints
+from fixres_jax.data import sources, transforms
+
+MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
+COMPILED = '/jax/core/compile/backend_compile_duration'
+
+
+@pytest.fixture
+def compilations():
+    """A list that grows by one with each compilation."""
+    seen = []
+
+    def listen(event, seconds, **_):
+        if event == COMPILED:
+            seen.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seen
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def watched(batches, compilations, counts):
+    """Note how much had been compiled each time a batch is asked for."""
+    for batch in batches:
+        counts.append(len(compilations))
+        yield batch
+    counts.append(len(compilations))
+
+
+def test_training_compiles_nothing_after_the_first_steps(tmp_path, compilations):
+    mesh, key = sharding.make_mesh(), jax.random.key(0)
+    tx = optim.make_sgd(optim.make_schedule('constant', 0.01, num_steps=9), momentum=0.9, weight_decay=0.0)
+    now = state.create(MODEL, tx, '.*', key=key, mesh=mesh)
+    image, label = np.zeros((16, 32, 32, 3), np.uint8), np.zeros(16, np.int32)
+    counts = []
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
+        loop.fit(
+            now,
+            train.make_train_step(MODEL, tx, '.*', models.TRAIN, mesh=mesh),
+            watched([{'image': image, 'label': label}] * 12, compilations, counts),
+            pace=loop.Pace(12, 16, 2, 3),
+            schedule=lambda step: 0.01,
+            key=key,
+            mesh=mesh,
+            directory=epath.Path(tmp_path),
+            checkpoints=checkpoints,
+            title='train',
+        )
+    assert counts[0] < counts[6]  # The listener hears compilations.
+    # The seventh batch is asked for after the first checkpoint; prefetching asks two batches ahead.
+    assert counts[6:] == [counts[6]] * len(counts[6:])
+    assert len(compilations) == counts[-1]
+
+
+def test_evaluation_compiles_nothing_after_the_first_batch(tiny_folder, compilations, monkeypatch):
+    mesh, counts = sharding.make_mesh(), []
+    original = evaluate.pipeline.eval_batches
+    monkeypatch.setattr(
+        evaluate.pipeline, 'eval_batches', lambda *a, **o: watched(original(*a, **o), compilations, counts)
+    )
+    variables = jax.jit(lambda: state.init_variables(MODEL, jax.random.key(0)))()
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    run = functools.partial(evaluate.evaluate, MODEL, {'one': variables}, sources.create(str(tiny_folder), 'train'))
+    run({size: transforms.make_test(size) for size in (32, 40)}, batch_size=8, mesh=mesh)
+    assert counts[0] < counts[5] and counts[5:] == [counts[5]] * len(counts[5:])
