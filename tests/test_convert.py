@@ -1,0 +1,302 @@
+"""Torch weights in and out: every format and wrapper, everything accounted for, nothing unsafe loaded."""
+
+import argparse
+import json
+import os
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fixres_jax import checkpoint, convert, models, releases, state_dicts
+from fixres_jax.errors import UsageError
+from goldens import weights
+
+WIDTH = 8  # of the small resnet18 that most tests convert
+
+
+def state_dict_of(name='resnet18', num_classes=weights.CLASSES, width=WIDTH):
+    shapes = convert.torch_shapes(models.create(name, num_classes, width=width))
+    state_dict = {key: weights.weight(key, leaf.shape) for key, leaf in shapes.items()}
+    counters = [key for key in shapes if key.endswith('running_var')]
+    return state_dict | {key.replace('running_var', convert.COUNTER): np.zeros((), np.int64) for key in counters}
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, strict=True, err_msg=name)
+
+
+def run(*arguments):
+    return convert.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def safetensors_file(tmp_path):
+    path = tmp_path / 'weights.safetensors'
+    state_dicts.save(path, state_dict_of(), {})
+    return path
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_round_trip_is_bit_exact(name):
+    model = models.create(name, weights.CLASSES, width=16)
+    start = state_dict_of(name, width=16)
+    assert_same(convert.to_torch(convert.from_torch(start, model)), start)
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+        half = {key: array.astype(dtype) if array.ndim else array for key, array in start.items()}
+        found = convert.to_torch(convert.from_torch(half, model))
+        assert_same(found, {key: a.astype(np.float32) if a.ndim else a for key, a in half.items()})
+
+
+def test_axes_and_names_move():
+    start = state_dict_of()
+    variables = convert.from_torch(start, models.create('resnet18', weights.CLASSES, width=WIDTH))
+    params, stats = variables['params'], variables['batch_stats']
+    assert params['conv1']['kernel'][1, 2, 0, 3] == start['conv1.weight'][3, 0, 1, 2]
+    assert params['fc']['kernel'][5, 1] == start['fc.weight'][1, 5]
+    np.testing.assert_array_equal(params['layer2']['0']['bn1']['scale'], start['layer2.0.bn1.weight'])
+    np.testing.assert_array_equal(stats['layer2']['0']['bn1']['var'], start['layer2.0.bn1.running_var'])
+
+
+def test_every_difference_is_listed_with_the_nearest_name():
+    model, start = models.create('resnet18', weights.CLASSES, width=WIDTH), state_dict_of()
+    start['layer4.1.bn_2.weight'] = start.pop('layer4.1.bn2.weight')
+    start['conv1.weight'] = start['conv1.weight'][:, :1]
+    with pytest.raises(UsageError) as caught:
+        convert.from_torch(start, model)
+    message = str(caught.value)
+    assert 'missing: layer4.1.bn2.weight' in message
+    assert 'layer4.1.bn_2.weight (is it layer4.1.bn2.weight?)' in message
+    assert 'conv1.weight: expected (8, 3, 7, 7), found (8, 1, 7, 7)' in message
+
+
+def test_the_architecture_that_fits_is_named():
+    with pytest.raises(UsageError, match='They fit resnet34') as caught:
+        convert.from_torch(state_dict_of('resnet34'), models.create('resnet18', weights.CLASSES, width=WIDTH))
+    extra = {key for key in state_dict_of('resnet34') if convert.COUNTER not in key} - {*state_dict_of()}
+    assert all(f'not expected: {key}' in str(caught.value) for key in extra)
+
+
+def test_a_state_dict_that_is_no_network_is_refused():
+    model = models.create('resnet18', weights.CLASSES, width=WIDTH)
+    with pytest.raises(UsageError, match='empty'):
+        convert.from_torch({}, model)
+    quantized = state_dict_of() | {'conv1.weight': np.zeros((8, 3, 7, 7), np.int8)}
+    with pytest.raises(UsageError, match='conv1.weight is int8'):
+        convert.from_torch(quantized, model)
+
+
+def test_another_number_of_classes_needs_a_fresh_classifier():
+    start, model = state_dict_of(), models.create('resnet18', 4, width=WIDTH)
+    with pytest.raises(UsageError, match=r'fc.bias: expected \(4,\), found \(10,\)'):
+        convert.from_torch(start, model)
+    found = convert.to_torch(convert.from_torch(start, model, reset_head=True))
+    assert found['fc.weight'].shape == (4, 64) and 0 < np.abs(found['fc.weight']).max() <= 64**-0.5
+    assert_same({k: v for k, v in found.items() if k[:2] != 'fc'}, {k: v for k, v in start.items() if k[:2] != 'fc'})
+
+
+def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
+    options = ('--width', WIDTH, '--resize', 'height', '--test-resolution', 320, '--mean', 0.5, 0.4, 0.3)
+    assert run('resnet18', safetensors_file, tmp_path / 'in', *options) == 0
+    variables, metadata = checkpoint.load_model(tmp_path / 'in')
+    start = state_dict_of()
+    assert_same(convert.to_torch(variables), start)
+    digest = metadata.pop('source_sha256')
+    assert len(digest) == 64
+    assert metadata == convert.METADATA | {
+        'architecture': 'resnet18',
+        'width': WIDTH,
+        'num_classes': weights.CLASSES,
+        'mean': [0.5, 0.4, 0.3],
+        'resize': 'height',
+        'test_resolution': 320,
+        'source_file': 'weights.safetensors',
+    }
+    assert run('--to-torch', tmp_path / 'in', tmp_path / 'out.safetensors') == 0
+    assert_same(safetensors.numpy.load_file(tmp_path / 'out.safetensors'), start)
+    # What was known of the network comes back with the file.
+    assert run('resnet18', tmp_path / 'out.safetensors', tmp_path / 'again', '--width', WIDTH) == 0
+    again = checkpoint.load_metadata(tmp_path / 'again')
+    assert (again['resize'], again['test_resolution'], again['mean']) == ('height', 320, [0.5, 0.4, 0.3])
+    capsys.readouterr()
+    assert run('resnet18', safetensors_file, tmp_path / 'in', '--width', WIDTH) == 2
+    assert 'not an empty folder' in capsys.readouterr().err
+
+
+def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tmp_path, capsys):
+    for out, option in (('a', ('--num-classes', 4)), ('b', ('--reset-head',))):
+        assert run('resnet18', safetensors_file, tmp_path / out, '--width', WIDTH, *option) == 0
+        assert 'The classifier starts afresh' in capsys.readouterr().out
+    variables, metadata = checkpoint.load_model(tmp_path / 'a')
+    assert metadata['num_classes'] == len(variables['params']['fc']['bias']) == 4
+    fresh = checkpoint.load_model(tmp_path / 'b')[0]['params']['fc']['bias']
+    assert len(fresh) == weights.CLASSES and not np.array_equal(fresh, state_dict_of()['fc.bias'])
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('resnet34', 'FILE'), 'They fit resnet18'),
+        (('resnet81', 'FILE'), "Did you mean 'resnet18'"),
+        (('resnet18', 'absent.pth'), 'There is no weight file absent.pth'),
+        (('resnet18', 'FILE', '--ema'), 'no moving average'),
+        (('resnet18', 'FILE', '--release', 'timm/resnet50'), "Did you mean 'timm/resnet50.a"),
+        (('resnet18', 'FILE', '--release', 'timm/resnet50.a1_in1k'), 'is a resnet50, not a resnet18'),
+    ],
+)
+def test_command_line_refuses_and_writes_nothing(arguments, message, safetensors_file, tmp_path, capsys):
+    model, path, *options = (safetensors_file if argument == 'FILE' else argument for argument in arguments)
+    assert run(model, path, tmp_path / 'out', '--width', WIDTH, *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_safetensors_of_every_dtype_need_no_torch(tmp_path, monkeypatch):
+    path = tmp_path / 'x.safetensors'
+    arrays = {'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.float16([1.5]), 'c': np.zeros((), np.int64)}
+    safetensors.numpy.save_file(arrays, path)
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    assert_same(state_dicts.load(path)[0], arrays)
+    header = json.dumps({'x': {'dtype': 'BF16', 'shape': [2], 'data_offsets': [0, 4]}}).encode()
+    values = np.array([1.5, -2], ml_dtypes.bfloat16)
+    path.write_bytes(len(header).to_bytes(8, 'little') + header + values.tobytes())
+    assert_same(state_dicts.load(path)[0], {'x': values})
+    (tmp_path / 'x.pth').write_bytes(b'')
+    with pytest.raises(UsageError, match=r'fixres-jax\[torch\]'):
+        state_dicts.load(tmp_path / 'x.pth')
+
+
+@pytest.mark.parametrize('length', [0, 5, 100, -1])
+def test_damaged_safetensors_are_refused(length, safetensors_file):
+    safetensors_file.write_bytes(safetensors_file.read_bytes()[:length])
+    with pytest.raises(UsageError, match='damaged'):
+        state_dicts.load(safetensors_file)
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.pt', '.bin', '.tar'])
+@pytest.mark.parametrize('zipped', [True, False])
+def test_pickles_of_both_formats(suffix, zipped, tmp_path):
+    torch = pytest.importorskip('torch')
+    start, path = state_dict_of(), tmp_path / f'weights{suffix}'
+    tensors = {key: torch.from_numpy(array) for key, array in start.items()}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    assert_same(state_dicts.load(path)[0], start)
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(UsageError, match='damaged'):
+        state_dicts.load(path)
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'ema'),
+    [
+        (lambda x: {'model': {f'module.{key}': value for key, value in x.items()}, 'epoch': 3}, False),
+        (lambda x: {'state_dict': {f'_orig_mod.module.{key}': value for key, value in x.items()}}, False),
+        (lambda x: {'state_dict': {f'model.{key}': value for key, value in x.items()}}, False),
+        (lambda x: {'model_state_dict': x, 'optimizer': {'lr': 0.1}}, False),
+        (lambda x: {'state_dict': {}, 'state_dict_ema': x}, True),
+        (lambda x: {'model': {}, 'model_ema': {f'module.{k}': v for k, v in x.items()} | {'n_averaged': 1}}, True),
+        (lambda x: {'model': x, 'args': argparse.Namespace(lr=0.1), 'best': np.float64(76.1)}, False),
+    ],
+)
+def test_wrappers_and_prefixes(wrap, ema, tmp_path):
+    torch = pytest.importorskip('torch')
+    start = {'conv1.weight': np.ones((2, 3), np.float32), 'fc.bias': np.arange(3, dtype=np.float32)}
+    torch.save(wrap({key: torch.from_numpy(array) for key, array in start.items()}), tmp_path / 'x.pth')
+    assert_same(state_dicts.load(tmp_path / 'x.pth', ema=ema)[0], start)
+
+
+def test_half_precision_tensors(tmp_path):
+    torch = pytest.importorskip('torch')
+    torch.save({'a': torch.tensor([1.5]).bfloat16(), 'b': torch.tensor([2.5]).half()}, tmp_path / 'x.pth')
+    assert_same(state_dicts.load(tmp_path / 'x.pth')[0], {'a': np.float32([1.5]), 'b': np.float32([2.5])})
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ({}, 'nothing'),
+        ([1, 2], 'list'),
+        ({'epoch': 3}, "'epoch' is int"),
+        ({'model_ema': {}}, 'add --ema'),
+    ],
+)
+def test_pickles_without_weights_are_refused(content, message, tmp_path):
+    torch = pytest.importorskip('torch')
+    torch.save(content, tmp_path / 'x.pth')
+    with pytest.raises(UsageError, match=message):
+        state_dicts.load(tmp_path / 'x.pth')
+
+
+class Malice:
+    """Would run a command when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_code_in_a_pickle_is_refused_and_not_run(zipped, tmp_path):
+    torch = pytest.importorskip('torch')
+    content = {'conv1.weight': torch.ones(1), 'x': Malice(tmp_path / 'executed')}
+    torch.save(content, tmp_path / 'x.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UsageError, match='refused: it holds more than weights'):
+        state_dicts.load(tmp_path / 'x.pth')
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_releases_are_of_our_architectures_and_found_by_file_name():
+    names, files = ({getattr(r, field) for r in releases.RELEASES} for field in ('name', 'file'))
+    assert len(names) == len(files) == len(releases.RELEASES)
+    assert {release.architecture for release in releases.RELEASES} <= models.MODELS.keys()
+    assert all(release.train_resolution <= release.test_resolution for release in releases.RELEASES)
+    release = releases.find('', '/somewhere/resnet50-11ad3fa6.pth')
+    assert release.metadata() == {
+        'release': 'torchvision/resnet50.v2',
+        'train_resolution': 176,
+        'test_resolution': 224,
+        'resize_ratio': 232 / 224,
+        'resize': 'short',
+        'interpolation': 'bilinear',
+    }
+    assert releases.find('', 'mine.pth') is None
+    assert all(release.file in releases.table() for release in releases.RELEASES)
+
+
+def test_releases_agree_with_torchvision():
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    torchvision = pytest.importorskip('torchvision', exc_type=ImportError)
+    ours = {release.file: release for release in releases.RELEASES if release.name.startswith('torchvision/')}
+    for name in {release.architecture for release in ours.values()}:
+        for entry in torchvision.models.get_model_weights(name):
+            release, options = ours.pop(entry.url.rpartition('/')[2]), entry.transforms.keywords
+            assert release.architecture == name
+            assert release.top1 == entry.meta['_metrics']['ImageNet-1K']['acc@1']
+            assert release.test_resolution == options['crop_size']
+            assert round(release.resize_ratio * release.test_resolution) == options.get('resize_size', 256)
+    assert not ours
+
+
+def test_releases_agree_with_timm():
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    timm = pytest.importorskip('timm', exc_type=ImportError)
+    for release in releases.RELEASES:
+        if release.name.startswith('timm/'):
+            known = timm.get_pretrained_cfg(release.name.removeprefix('timm/'))
+            assert known.url.endswith(f'/{release.file}')
+            assert known.input_size[1] == release.train_resolution
+            assert known.test_input_size[1] == release.test_resolution
+            assert known.test_crop_pct == pytest.approx(1 / release.resize_ratio)
+            assert (known.interpolation, known.mean) == (release.interpolation, models.IMAGENET_MEAN)
+
+
+def test_list_prints_the_table(capsys):
+    assert run('--list') == 0
+    assert 'fixres/resnet50_cutmix_v2' in capsys.readouterr().out

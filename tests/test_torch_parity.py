@@ -1,0 +1,111 @@
+"""The same weights give the same numbers as in torch: forward, training, fine-tuning. Goldens need no torch."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from fixres_jax import convert, models, optim, sharding, state, train, trees
+from fixres_jax.models import EVAL, TRAIN, Mode
+from goldens import weights
+
+GOLDEN = np.load(Path(__file__).parent / 'goldens' / 'torch.npz')
+LARGE = ('resnext101_32x16d',)
+FORWARD = [name for name in models.MODELS if f'{name}/forward' in GOLDEN]
+
+
+def variables_of(model, weight=weights.weight):
+    """Return a model's variables with the weights that torch had."""
+    shapes = convert.torch_shapes(model)
+    return convert.from_torch({key: weight(key, leaf.shape) for key, leaf in shapes.items()}, model)
+
+
+@pytest.mark.parametrize('name', models.MODELS)
+def test_every_name_and_shape_is_torchvisions(name):
+    shapes = {key: leaf.shape for key, leaf in convert.torch_shapes(models.create(name)).items()}
+    # Every BatchNorm of torch has a counter too.
+    shapes |= {key.replace('running_var', convert.COUNTER): () for key in shapes if key.endswith('running_var')}
+    assert weights.signature(shapes) == GOLDEN[f'{name}/signature']
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in FORWARD]
+)
+def test_logits_and_embeddings_are_torchvisions(name):
+    model = models.create(name, weights.CLASSES)
+    variables = variables_of(model)
+    rows = []
+    for resolution, number in weights.BATCHES.items():
+        # Not jitted: the networks share their blocks, and so most of the compilation.
+        logits, endpoints = model.apply(variables, weights.images(number, resolution), EVAL)
+        rows.append(np.concatenate([logits, endpoints['embedding'][:, :: weights.EMBEDDING_STRIDE]], axis=1))
+    found, expected = np.concatenate(rows), GOLDEN[f'{name}/forward']
+    for part in (np.s_[:, : weights.CLASSES], np.s_[:, weights.CLASSES :]):
+        assert np.abs(found[part] - expected[part]).max() <= 1e-4 * np.abs(expected[part]).max()
+
+
+def steps(name, weight, *, trainable, mode, **golden):
+    """Take the golden's steps and return the first variables and the last."""
+    model = models.create(name, weights.CLASSES, bn_group_size=golden['batch'])
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    tx = optim.make_sgd(
+        optax.constant_schedule(golden['lr']), momentum=golden['momentum'], weight_decay=golden['weight_decay']
+    )
+    before = variables_of(model, weight)
+    now = state.create(model, tx, trainable, key=jax.random.key(0), mesh=mesh, variables=before)
+    step = train.make_train_step(model, tx, trainable, mode, mesh=mesh)
+    for i in range(golden['steps']):
+        images = weights.images(golden['batch'], golden['resolution'], i)
+        batch = {'image': images, 'label': weights.labels(golden['batch'], i)}
+        now, _ = step(now, sharding.put(batch, mesh), jax.random.key(0))
+    return before, jax.device_get(now.variables)
+
+
+def differences(variables, keys, golden):
+    """Return by name how far an array is from torch's, in units of its root mean square."""
+    state_dict = convert.to_torch(variables)
+    found = np.stack([weights.summary(key, state_dict[key]) for key in keys])
+    return dict(zip(keys, np.abs(found - golden).max(1) / golden[:, 0], strict=True))
+
+
+@pytest.mark.parametrize('name', weights.TRAINED)
+def test_training_steps_are_torchs(name):
+    before, after = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
+    keys = sorted(key for key in convert.to_torch(after) if not key.endswith(convert.COUNTER))
+    golden = GOLDEN[f'{name}/trained']
+    assert max(differences(after, keys, golden).values()) < 1e-4
+    # Every array has moved by far more than the tolerance, so that none is compared in vain.
+    assert min(differences(before, keys, golden).values()) > 1e-3
+
+
+def test_fine_tuning_is_torchs():
+    name = weights.FINETUNED
+    rules = models.FINETUNE[name]
+    rules = {'trainable': rules['trainable'], 'mode': Mode(rules['batch_norm'])}
+    before, after = steps(name, weights.weight, **rules, **weights.FINETUNE)
+    keys, golden = weights.FINETUNED_KEYS, GOLDEN[f'{name}/finetuned']
+    assert max(differences(after, keys, golden).values()) < 1e-4
+    assert min(differences(before, keys, golden).values()) > 1e-2
+    old, new = convert.to_torch(before), convert.to_torch(after)
+    assert {key for key in old if not np.array_equal(old[key], new[key])} == set(keys)
+    assert trees.diff(before, after).message() == ''
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d'])
+def test_live_torchvision_gives_the_same_logits(name):
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    pytest.importorskip('torchvision', exc_type=ImportError)
+    from goldens import torch_models
+
+    network = torch_models.create(name, 1000)
+    images = weights.images(2, 97)
+    expected, expected_embedding = torch_models.apply(network, images)
+    model = models.create(name)
+    state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
+    logits, endpoints = model.apply(convert.from_torch(state_dict, model), images, EVAL)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        endpoints['embedding'], expected_embedding, atol=1e-4 * np.abs(expected_embedding).max()
+    )
