@@ -102,6 +102,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
     model, metadata = make_model(config, given_metadata, test_source.class_names)
     resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
     _check_resolutions(config, metadata['train_resolution'], resolutions)
+    _check_layers(model, finetuning(config))
     return Plan(
         workdir=workdir,
         seed=config.seed,
@@ -216,6 +217,13 @@ def _check_resolutions(config: Any, train_resolution: int, resolutions: tuple[in
             )
     if config.task == 'recipe' and not config.test.resolution and max(resolutions) < train_resolution:
         raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
+
+
+def _check_layers(model: Any, how: train.Optimization) -> None:
+    """Raise UsageError, before anything is trained, when the model lacks the layers that are to be adapted."""
+    shapes = jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
+    models.batch_norm_layers(shapes['batch_stats'], how.batch_norm)
+    trees.split(shapes['params'], how.trainable)
 
 
 def default_resolutions(train_resolution: int) -> tuple[int, ...]:

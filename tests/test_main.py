@@ -89,7 +89,7 @@ def test_started_again_it_skips_what_is_done_and_makes_the_report_anew(finished,
     before = json.loads((workdir / 'report.json').read_text())
     (workdir / 'report.md').unlink()
     printed = main(workdir, f'--config.data.source={tiny_folder}', *SMALL)
-    assert printed.count('is done') == 4
+    assert printed.count('is done') == 5
     assert (workdir / 'report.md').exists()
     assert json.loads((workdir / 'report.json').read_text())['numbers'] == before['numbers']
 
@@ -112,8 +112,50 @@ def test_tasks_of_one_phase(finished, tiny_folder, tmp_path):
     assert 'top-1' in printed
     main(tmp_path / 'finetune', *start, '--config.task=finetune', '--config.test.resolution=48')
     assert checkpoint.load_metadata(tmp_path / 'finetune')['test_resolution'] == 48
+    printed = main(tmp_path / 'adapt', *start, '--config.task=adapt', '--config.test.resolution=48')
+    assert 'chosen on 12 held-out images' in printed or 'were kept' in printed
+    assert checkpoint.load_metadata(tmp_path / 'adapt')['test_resolution'] == 48
     main(tmp_path / 'train', source, *SMALL, '--config.task=train', '--config.train.epochs=1')
     assert checkpoint.load_metadata(tmp_path / 'train')['num_classes'] == 4
+
+
+def test_extraction_of_a_run_is_scored_as_its_report(finished, tiny_folder, tmp_path):
+    workdir, _ = finished
+    options = (f'--config.data.source={tiny_folder}', *SMALL, f'--config.init_from={workdir}', '--config.task=extract')
+    main(tmp_path, *options)
+    report = json.loads((workdir / 'report.json').read_text())
+    command = [sys.executable, '-m', 'fixres_jax.extract', 'score', str(tmp_path / 'extracted')]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=True)
+    assert f'24 images, top-1 {report["numbers"]["adapted"]["top1"]:.2f} %' in done.stdout
+
+
+def test_studies_of_a_run(finished, tiny_folder, tmp_path):
+    workdir, _ = finished
+    report = json.loads((workdir / 'report.json').read_text())
+    study = (f'--config.data.source={tiny_folder}', *SMALL, '--config.task=analyze')
+    main(tmp_path / 'ablation', *study, '--config.study=ablation', f'--config.init_from={workdir}')
+    rows = json.loads((tmp_path / 'ablation' / 'studies' / 'ablation.json').read_text())['rows']
+    top1 = {row['part']: row['top1'] for row in rows}
+    assert len(top1) == 10
+    assert top1['nothing'] == report['numbers']['larger']['top1']
+    assert top1['statistics and classifier'] == report['numbers']['adapted']['top1']
+    main(tmp_path / 'grid', *study, '--config.study=grid', f'--config.analyze.runs={(str(workdir),)}')
+    rows = json.loads((tmp_path / 'grid' / 'studies' / 'grid.json').read_text())['rows']
+    assert [row['train_resolution'] for row in rows] == [32]
+    assert (tmp_path / 'grid' / 'plots' / 'grid.png').exists()
+
+
+def test_report_html_stands_alone(finished):
+    workdir, _ = finished
+    page = (workdir / 'report.html').read_text()
+    report = json.loads((workdir / 'report.json').read_text())
+    for figure in ('accuracy', 'training', 'ablation', 'activations', 'roc'):
+        assert (workdir / 'plots' / f'{figure}.png').exists()
+    assert page.count('src="data:image/png;base64,') >= 5
+    assert page.count('src=') == page.count('src="data:') and '<script' not in page and '<link' not in page
+    for point in report['numbers'].values():
+        assert f'<b>{point["top1"]:.2f} %</b>' in page
+    assert report['environment']['command'].split()[0] in page and 'train.lr = 0.1' in page
 
 
 def test_a_network_that_comes_trained_goes_through_the_recipe(finished, tiny_folder, tmp_path):
@@ -147,6 +189,11 @@ def test_another_number_of_classes_is_refused_unless_the_classifier_starts_afres
         (['--config.data.source=EMPTY'], 'holds no images'),
         (['--config.init_from=/nowhere/weights'], 'holds no network'),
         (['--config.task=evaluate'], 'task=evaluate needs a network'),
+        (['--config.task=analyze', '--config.study=rok'], "Did you mean 'roc'"),
+        (['--config.adaptation=onepass', '--config.data.source=FOLDER'], "Did you mean 'one_pass'"),
+        (['--config.adapt.solver=lbgfs', '--config.data.source=FOLDER'], "Did you mean 'lbfgs'"),
+        (['--config.adapt.weight_decays=(-1.0,)', '--config.data.source=FOLDER'], 'none below 0'),
+        (['--config.finetune.batch_norm=layer4/9/bn1', '--config.data.source=FOLDER'], 'Near names'),
         (['--config.data.held_out_fraction=0', '--config.data.source=FOLDER'], 'Nothing to choose'),
         (['--config.train.schedule=cosin', '--config.data.source=FOLDER'], "Did you mean 'cosine'"),
         (['--config.train.batch_size=48', '--config.data.source=FOLDER'], 'not a multiple of bn_group_size=64'),
