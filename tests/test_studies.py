@@ -1,0 +1,127 @@
+"""Studies: what they count is what the networks do, and their figures need nothing but the saved numbers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from fixres_jax import adapt, evaluate, models, sharding, state, studies, train
+from fixres_jax.analysis import figures, sizes
+from fixres_jax.data import sources, transforms
+from fixres_jax.errors import UsageError
+from fixres_jax.metrics import write_arrays, write_json
+
+LAYER = 'layer4/1/bn2'
+SGD = train.Optimization(
+    epochs=1.0, batch_size=16, accumulate_steps=1, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0,
+    warmup_epochs=0.0, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, trainable='fc/.*', batch_norm=LAYER,
+)  # fmt: skip
+HOW = adapt.Adaptation(
+    batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(1e-3,), max_iterations=30, optimization=SGD,
+    flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, unseen=True,
+)  # fmt: skip
+AT = {size: transforms.make_test(size) for size in (32, 48)}
+
+
+@pytest.fixture(scope='module')
+def setting(tiny_folder, tmp_path_factory):
+    """A network, its adaptation to 48, the splits, and what embeds them."""
+    mesh = sharding.make_mesh(jax.devices()[:2])
+    model = models.create('resnet18', 4, width=8)
+    variables = jax.jit(lambda: state.init_variables(model, jax.random.key(0)))()
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    split = {'train': sources.create(tiny_folder, 'train'), 'test': sources.create(tiny_folder, 'val')}
+    split['held_out'] = split['test']
+    embedding = {'batch_size': 24, 'mesh': mesh}
+    adapted, record = adapt.adapt(
+        model, variables, split['train'], split['held_out'], {48: AT[48]}, HOW,
+        seed=0, directory=epath.Path(tmp_path_factory.mktemp('embeddings')), **embedding,
+    )[48]  # fmt: skip
+    return model, variables, adapted, record, split, embedding
+
+
+def test_ablation_agrees_with_evaluation(setting):
+    model, variables, adapted, _, split, embedding = setting
+    numbers, arrays = studies.ablation(
+        model, variables, studies.statistics_of(adapted, LAYER), split, {'train': AT[32], 'test': AT[48]}, HOW,
+        seed=0, **embedding,
+    )  # fmt: skip
+    networks = {'nothing': variables, 'statistics and classifier': adapted}
+    result = evaluate.evaluate(model, networks, split['test'], {48: AT[48]}, **embedding)
+    rows = {row['part']: row for row in numbers['rows']}
+    assert list(rows) == ['nothing', 'equalization', 'statistics', 'classifier', 'statistics and classifier']
+    for name in networks:
+        point = evaluate.find_point(result, name, 48)
+        assert rows[name]['top1'] == pytest.approx(point['top1'])
+        assert rows[name]['loss'] == pytest.approx(point['loss'], rel=1e-4)
+    expected = evaluate.compare(result, ('statistics and classifier', 48), ('nothing', 48))
+    assert rows['statistics and classifier']['minus_nothing'] == pytest.approx(expected)
+    changed = numbers['examples']
+    gain = changed['num_gained'] - changed['num_lost']
+    assert gain == round(expected['difference'] * 24 / 100)
+    assert len(arrays['gained']) == len(changed['gained']) == min(8, changed['num_gained'])
+
+
+def test_activations_are_those_of_the_embeddings(setting):
+    model, variables, adapted, _, split, embedding = setting
+    new = studies.statistics_of(adapted, LAYER)
+    numbers, arrays = studies.activations(
+        model, variables, {32: {}, 48: new}, split['test'], AT, train_resolution=32, **embedding
+    )
+    assert {(row['resolution'], row['network']) for row in numbers['rows']} == {
+        (size, network) for size in (32, 48) for network in ('before', 'after')
+    }
+    np.testing.assert_allclose(arrays['32_before'], arrays['32_after'], rtol=1e-5)  # nothing was changed there
+    assert not np.allclose(arrays['48_before'], arrays['48_after'])
+    for name, values in arrays.items():
+        assert (np.diff(values) >= 0).all(), name
+
+
+def test_regions_come_with_their_closed_form(setting):
+    numbers, arrays = studies.roc(setting[4]['train'], sizes.TrainCrop(), sizes.TestCrop(), seed=0)
+    assert numbers['images'] == 48
+    assert numbers['closed_form']['mean'] == pytest.approx(0.809, abs=1e-3)
+    assert numbers['apparent_size']['mean'] == pytest.approx(0.8, abs=0.06)
+    widths = np.diff(arrays['edges'])
+    assert (arrays['train'] * widths).sum() == pytest.approx(1)
+
+
+def test_a_grid_needs_runs():
+    with pytest.raises(UsageError, match='analyze.runs'):
+        studies.grid({})
+
+
+def test_figures_need_only_what_is_saved(tmp_path):
+    rng = np.random.default_rng(0)
+    change = {'difference': 1.0, 'low': 0.5, 'high': 1.5}
+    example = {'name': 'a.jpg', 'label': 'ant', 'before': 'bee', 'after': 'ant'}
+    point = {f'{name}_{kind}': 50.0 for name in ('top1', 'low', 'high') for kind in ('before', 'after')}
+    spread = {'mean': 0.8, 'std': 0.1}
+    saved = {
+        'roc': (
+            {'images': 5, 'train_area': spread, 'test_area': spread, 'apparent_size': spread, 'closed_form': spread},
+            {'edges': np.linspace(0, 1, 5), 'train': np.ones(4), 'test': np.ones(4)},
+        ),
+        'activations': (
+            {'rows': [{'resolution': 32, 'network': name, 'near_zero': 0.1} for name in ('before', 'after')]},
+            {'shares': np.linspace(0, 1, 9), '32_before': np.arange(9.0), '32_after': np.arange(9.0)},
+        ),
+        'ablation': (
+            {
+                'count': 9, 'test_resolution': 48,
+                'rows': [{'part': part, 'minus_nothing': change} for part in ('nothing', 'classifier')],
+                'examples': {'gained': [example] * 5, 'num_gained': 6, 'lost': [], 'num_lost': 0},
+            },
+            {'gained': rng.integers(0, 256, (5, 8, 8, 3), np.uint8), 'lost': np.zeros((0, 8, 8, 3), np.uint8)},
+        ),
+        'grid': ({'rows': [{'train_resolution': 32, 'curve': [point | {'resolution': r} for r in (32, 48)]}]}, {}),
+    }  # fmt: skip
+    assert saved.keys() == figures.FIGURES.keys()
+    for name, (numbers, arrays) in saved.items():
+        write_json(tmp_path / 'studies' / f'{name}.json', json.loads(json.dumps(numbers)))
+        write_arrays(tmp_path / 'studies' / f'{name}.npz', arrays)
+        figures.draw(epath.Path(tmp_path), name)
+    drawn = {path.stem for path in (tmp_path / 'plots').iterdir()}
+    assert drawn == {'roc', 'activations', 'ablation', 'examples', 'grid'}
