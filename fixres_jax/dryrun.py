@@ -10,6 +10,7 @@ before.
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import time
@@ -51,14 +52,15 @@ def open_devices(topology: str | None, num_devices: int | None) -> tuple[list[An
     if num_devices:
         jax.config.update('jax_num_cpu_devices', num_devices)
         return jax.devices(), None, 1
+    if importlib.util.find_spec('libtpu') is None:
+        raise RunError('TPU programs need the TPU compiler: pip install libtpu.')
     os.environ |= {'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_STDERR_LOG_LEVEL': '3'}
+    os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'  # Nothing here opens a TPU, of which there may be one process only.
     from jax.experimental import topologies
 
     try:
         devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
     except Exception as error:
-        if 'libtpu' in str(error):
-            raise RunError('TPU programs need the TPU compiler: pip install libtpu.') from error
         raise UsageError(f'--topology={topology} is not a topology of this libtpu: {str(error)[:200]}') from error
     kind = devices[0].device_kind
     if kind not in CHIPS:
