@@ -1,6 +1,6 @@
 """Adaptation in one pass against SGD fine-tuning: accuracy, wall time and passes through the trunk, in one run.
 
-python benchmarks/adaptation.py --run WORKDIR --data IMAGENETTE --out DIR [--resolutions 128 96 160] [--epochs 20]
+python benchmarks/adaptation.py --run WORKDIR --data IMAGENETTE --out DIR [--resolutions 96 128 160] [--epochs 20]
 
 WORKDIR is that of a recipe's run, whose trained network (its folder train/) is adapted; what was held out from its
 training is held out here. DIR/adaptation.json gets a row for each resolution; one that is there is not measured again.
@@ -129,7 +129,7 @@ def _arguments():
     parser.add_argument('--run', required=True)
     parser.add_argument('--data', required=True)
     parser.add_argument('--out', required=True)
-    parser.add_argument('--resolutions', type=int, nargs='+', default=[128, 96, 160])
+    parser.add_argument('--resolutions', type=int, nargs='+', default=[96, 128, 160])
     parser.add_argument('--epochs', type=float, default=20.0)
     parser.add_argument('--batch_size', type=int, default=128)
     return parser.parse_args()

@@ -25,6 +25,7 @@ def get_config():
     c.train.warmup_epochs = 1.0
     c.train.weight_decay = 5e-4
     c.test.resolutions = (48, 64, 80, 96, 112, 128)
+    c.analyze.images = 500
     c.finetune.epochs = 3.0
     c.finetune.batch_size = 64
     c.finetune.lr = 0.02

@@ -52,8 +52,9 @@ def sweep_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     else:
         result = _evaluate(plan, {'before': _load(plan, 'train')}, plan.held_out, plan.resolutions, 'sweep')
     chosen = choose_resolution(result, plan.train_resolution)
-    log.info('Test resolution %d: the best on %d held-out training images.', chosen, result['count'])
-    return result | {'test_resolution': chosen, 'chosen_on': 'held-out training images'}
+    where = 'held-out training images' if plan.adapting.unseen else 'training images that the trunk may have seen'
+    log.info('Test resolution %d: the best on %d %s.', chosen, result['count'], where)
+    return result | {'test_resolution': chosen, 'chosen_on': where}
 
 
 def _adapted_sweep(plan: Plan) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def _check_network(config: Any) -> None:
     """Raise UsageError when the task needs a network or a resolution that the config does not give."""
     if config.model.name not in models.MODELS:
         models.create(config.model.name)  # raises, naming the nearest
-    needs_network = config.task == 'analyze' and config.study != 'grid'
+    needs_network = config.task == 'analyze' and config.study in ('activations', 'ablation')
     needs_network |= config.task in ('adapt', 'finetune', 'evaluate', 'extract')
     if needs_network and not config.init_from:
         raise UsageError(
