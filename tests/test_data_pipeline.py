@@ -2,6 +2,11 @@ import concurrent.futures
 import hashlib
 import itertools
 import multiprocessing
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -187,3 +192,26 @@ def test_empty_source_is_refused(source):
 def test_the_papers_epoch():
     assert pipeline.epoch_samples(1_281_167, repeats=3) == 5005 * 512
     assert pipeline.epoch_samples(1_281_167) == 1_281_167
+
+
+def test_program_that_meets_a_bad_image_prints_one_line(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder / 'val', tmp_path / 'val')
+    (tmp_path / 'val' / 'cat' / 'val_02.jpg').write_bytes(b'')
+    program = tmp_path / 'program.py'
+    program.write_text(
+        'import sys\n'
+        'from fixres_jax.data import pipeline, sources, transforms\n'
+        'from fixres_jax.errors import RunError\n'
+        'if __name__ == "__main__":\n'
+        f'    source = sources.create({str(tmp_path)!r}, "val")\n'
+        '    batches = pipeline.train_batches(source, transforms.make_train(32), batch_size=8, seed=0,\n'
+        '                                     start_step=0, num_steps=9, workers=2)\n'
+        '    try:\n'
+        '        list(batches)\n'
+        '    except RunError as error:\n'
+        '        sys.exit(str(error))\n'
+    )
+    environment = os.environ | {'PYTHONPATH': str(pathlib.Path(pipeline.__file__).parents[2])}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.count('\n') == 1 and 'val_02.jpg, cannot be decoded: the file is empty' in done.stderr

@@ -7,6 +7,7 @@ threads or resumes.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -275,6 +276,8 @@ def _run(
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its debug flags when it starts a worker
+        # When a run stops early, Python's tracker removes the batches left in shared memory, and would report each.
+        os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
         data = data.mp_prefetch(
             grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers))
         )
@@ -302,13 +305,14 @@ def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterato
 def _place(chunks: list[Batch]) -> Batch:
     """Put what the chunks hold in its places in one batch."""
     places = [chunk.pop(_PLACE) for chunk in chunks]
+    return _scatter(chunks, places)
 
-    def join(arrays: Sequence[Any]) -> Any:
-        if isinstance(arrays[0], dict):
-            return {key: join([array[key] for array in arrays]) for key in arrays[0]}
-        joined = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)
-        for array, place in zip(arrays, places, strict=True):
-            joined[place] = array
-        return joined
 
-    return join(chunks)
+def _scatter(parts: Sequence[Any], places: Sequence[np.ndarray]) -> Any:
+    # No nested function: a closure that calls itself would keep the shared memory of `places` until a collection.
+    if isinstance(parts[0], dict):
+        return {key: _scatter([part[key] for part in parts], places) for key in parts[0]}
+    joined = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+    for part, place in zip(parts, places, strict=True):
+        joined[place] = part
+    return joined
