@@ -74,7 +74,8 @@ def test_the_recipe_ends_with_a_report_of_three_numbers(finished):
     assert 'three' not in printed and 'larger and adapted' in printed
     for name in ('report.md', 'plots/accuracy.png', 'plots/training.png', 'train/metrics.jsonl', 'train/fixres.json'):
         assert (workdir / name).stat().st_size > 0
-    assert Image.open(workdir / 'plots' / 'accuracy.png').width > 600
+    with Image.open(workdir / 'plots' / 'accuracy.png') as picture:
+        assert picture.width > 600
 
 
 def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_tested_on(finished):
