@@ -3,8 +3,11 @@
 The modules that import jax are imported late: processes that read images import this file too.
 """
 
+import errno
 import logging
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from ml_collections import config_flags
 
 from fixres_jax.errors import RunError, UsageError, nearest
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/quickstart.py.')
 _DISTRIBUTED = flags.DEFINE_bool(
     'distributed', False, 'One of several processes; TPU slices, Slurm, Open MPI and Kubernetes say which.'
@@ -104,6 +108,16 @@ def _show_log(host0: bool) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and jax tell a page for every checkpoint
 
 
+def _end(message: str, code: int) -> None:
+    """End this process with one line; of several, at once, for the others to notice, and not after a last meeting."""
+    import jax
+
+    if jax.process_count() > 1:
+        print(f'fixres_jax: {message}', file=sys.stderr, flush=True)
+        os._exit(code)
+    fail(message, code)
+
+
 def main(argv: list[str]) -> None:
     """Run the config's task; the exit code is 2 for wrong input and 1 for a failure during the run."""
     del argv
@@ -118,11 +132,22 @@ def main(argv: list[str]) -> None:
         preemption.watch()
         recipe.run(_CONFIG.value, _WORKDIR.value)
     except UsageError as error:
-        fail(str(error), 2)
+        _end(str(error), 2)
     except RunError as error:
-        fail(str(error), 1)
+        _end(str(error), 1)
     except preemption.Preempted as error:
         print(f'fixres_jax: told to stop; {error}. The same command goes on from there.', file=sys.stderr)
+    except Exception as error:
+        if getattr(error, 'errno', None) in _DISK:
+            _end(f'{error}. Make room or mend the disk; the same command goes on from the last checkpoint.', 1)
+        if not _DISTRIBUTED.value:
+            raise
+        traceback.print_exc()
+        _end(
+            f'{type(error).__name__}. Most likely another process of the run has ended; its own output says why. Start '
+            'all of them again: they go on from the last checkpoint.',
+            1,
+        )
 
 
 if __name__ == '__main__':
