@@ -13,8 +13,8 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; opacity: 0.8; }
-img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+figure { margin: 1rem 0; overflow-x: auto; } figcaption { font-size: 0.9rem; opacity: 0.8; }
+img { display: block; width: 100%; min-width: 32rem; height: auto; background: #fff; border-radius: 4px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; }
@@ -49,8 +49,7 @@ def page(workdir: epath.Path, report: dict[str, Any]) -> str:
         _picture(workdir, 'accuracy', 'Top-1 on the test images. What was adapted at each size is one network a size.'),
         _table(*tables.curve_table(report)),
         *_studies(workdir),
-        '<h2>Training</h2>',
-        _picture(workdir, 'training', 'Loss and top-1 of training batches.'),
+        *_section(workdir, 'Training', 'training', 'Loss and top-1 of training batches.'),
         '<h2>Cost</h2>',
         _table(*tables.cost_table(report)),
         '<h2>How to run it again</h2>',
@@ -76,17 +75,22 @@ def _studies(workdir: epath.Path) -> list[str]:
             '<h2>What each part of the adaptation was worth</h2>',
             _picture(workdir, 'ablation', 'Equalization gives the pooled activations their distribution in training.'),
             _table(*tables.ablation_table(ablation)),
-            '<h2>Images that changed sides</h2>' if (workdir / 'plots' / 'examples.png').exists() else '',
-            _picture(workdir, 'examples', 'Above each: its class; what was said before → after.'),
+            *_section(
+                workdir, 'Images that changed sides', 'examples', 'Above each: its class; what was said before → after.'
+            ),
         ]
     captions = {
         'activations': ('Activations at the average pool', 'Share of values below, for each test resolution.'),
         'roc': ('What training and testing show of an image', 'From the sizes of the training images alone.'),
     }
     for name, (title, caption) in captions.items():
-        if (workdir / 'plots' / f'{name}.png').exists():
-            sections += [f'<h2>{title}</h2>', _picture(workdir, name, caption)]
+        sections += _section(workdir, title, name, caption)
     return sections
+
+
+def _section(workdir: epath.Path, title: str, name: str, caption: str) -> list[str]:
+    picture = _picture(workdir, name, caption)
+    return [f'<h2>{title}</h2>', picture] if picture else []
 
 
 def _numbers(report: dict[str, Any]) -> str:

@@ -184,6 +184,8 @@ def adaptation_sentence(report: dict[str, Any]) -> str:
 def markdown(report: dict[str, Any]) -> str:
     """Return the content of `report.md`."""
     environment, model = report['environment'], report['config']['model']
+    trained = report['images_seen'].get('train')
+    training = '![Loss and accuracy of training batches](plots/training.png)\n\n' if trained else ''
     versions = ', '.join(f'{name} {version}' for name, version in environment['versions'].items())
     return f"""# {model['name']}, trained at {report['train_resolution']}, tested at {report['test_resolution']}
 
@@ -205,11 +207,11 @@ The test resolution was chosen on: {report['test_resolution_chosen_on']}.
 
 {markdown_table(*curve_table(report))}
 
-## Training
+## Cost
 
-![Loss and accuracy of training batches](plots/training.png)
+{training}{markdown_table(*cost_table(report))}
 
-{markdown_table(*cost_table(report))}
+`report.html` holds the training curves, what each part of the adaptation was worth, and examples.
 
 ## How to run it again
 
