@@ -23,7 +23,7 @@ import numpy as np
 
 from fixres_jax.data import pipeline, sources, transforms
 
-BATCH, COPIES = 128, 6  # images a batch; times each file is in the data set
+BATCH, COPIES = 128, 4  # images a batch; times each file is in the data set
 BASE = 'torchvision DataLoader'
 
 

@@ -179,7 +179,8 @@ def _run(job: Job, workers: int, progress: Progress) -> list[dict[str, Any]]:
                 finished, waiting = concurrent.futures.wait(waiting, 0.5, concurrent.futures.FIRST_EXCEPTION)
                 for future in finished:
                     future.result()
-                progress.update(done.value)
+                if done.value:
+                    progress.update(done.value)
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
