@@ -166,8 +166,7 @@ def adapt(
 ) -> dict[int, tuple[dict[str, Any], dict[str, Any]]]:
     """Adapt a network to each of some test resolutions; each file is read once for the embeddings of all.
 
-    The choice between the classifiers, the old network among them, is made on the held-out images, if the trunk has not
-    seen those either: see `choose`.
+    The choice between the classifiers is made on the held-out images, if the trunk has not seen those: see `choose`.
 
     Args:
       model: from `models.create`.
@@ -181,12 +180,11 @@ def adapt(
       seed: of the images for the statistics, of augmentation and SGD.
       mesh: the devices.
       directory: for embeddings that do not fit on the devices; emptied in the end.
-      reading: workers and threads, as in `pipeline.eval_batches`.
-      title: what the progress bar says.
+      reading, title: as `embeddings.embed` takes them.
 
     Returns:
-      resolution -> (variables, record). The record says what was chosen and on what, with `candidates` as held-out
-      scores, `passes` of the training images through the trunk, and seconds of each part.
+      resolution -> (variables, record): what was chosen and on what, `candidates` with their held-out scores, `passes`
+      of the training images through the trunk, and seconds of each part.
 
     Raises:
       UsageError: for a model without the layers, fewer images than classes, one class only, or several weight decays
@@ -195,43 +193,25 @@ def adapt(
     _check(model, source, held_out, how)
     began = time.monotonic()
     sampled = sample(source, how.statistics_images, seed)
-    statistics = measure_statistics(
-        model, variables, sampled, test_transforms,
-        batch_norm=how.batch_norm, batch_size=batch_size, mesh=mesh, reading=reading,
-    )  # fmt: skip
+    common = {'batch_size': batch_size, 'mesh': mesh, 'reading': reading}
+    statistics = measure_statistics(model, variables, sampled, test_transforms, batch_norm=how.batch_norm, **common)
     measured = time.monotonic()
-    common = {'batch_size': batch_size, 'mesh': mesh, 'dtype': how.cache_dtype,
-              'device_bytes': how.cache_gigabytes * 1e9, 'reading': reading}  # fmt: skip
-    size = sharding.round_up(min(batch_size, len(source)), mesh)
-    num_copies = -(-how.copies * len(source) // size)
-    copies = pipeline.train_batches(
-        source, augment, batch_size=size, seed=seed, start_step=0, num_steps=num_copies,
-        **sharding.hosts(), **reading,
-    ) if num_copies else ()  # fmt: skip
-    both = {key: {'before': {}, 'after': new} for key, new in statistics.items()}
+    networks = {resolution: {'before': {}, 'after': new} for resolution, new in statistics.items()}
+    cache = {'dtype': how.cache_dtype, 'device_bytes': how.cache_gigabytes * 1e9}
     training = embeddings.embed(
-        model, variables, both, source, test_transforms, keep=('after',),  # the program that held-out images need
-        flip=how.flip, copies=copies, num_copies=num_copies,
-        directory=directory / 'train', title=f'{title}: embed', **common,
+        model, variables, networks, source, test_transforms,
+        keep=('after',), flip=how.flip, **_copies(source, augment, how.copies, seed, **common),
+        directory=directory / 'train', title=f'{title}: embed', **cache, **common,
     )  # fmt: skip
     checking = embeddings.embed(
-        model, variables, both, held_out, test_transforms,
-        directory=directory / 'held_out', title=f'{title}: held out', **common,
+        model, variables, networks, held_out, test_transforms,
+        directory=directory / 'held_out', title=f'{title}: held out', **cache, **common,
     ) if held_out is not None else {}  # fmt: skip
-    embedded = time.monotonic()
-    seen = len(sampled) * len(models.batch_norm_layers(variables['batch_stats'], how.batch_norm))
-    seen += training[next(iter(test_transforms)), 'after'].count + (len(held_out) if held_out is not None else 0)
-    shared = {
-        'batch_norm': list(models.batch_norm_layers(variables['batch_stats'], how.batch_norm)),
-        'statistics_images': len(sampled),
-        'images': len(source),
-        'images_seen': seen,
-        'passes': seen / len(source),
-        'cache': 'disk' if next(iter(training.values())).path else 'devices',
-    }
+    seconds = {'statistics': measured - began, 'embeddings': time.monotonic() - measured}
+    shared = _cost(variables, sampled, source, held_out, next(iter(training.values())), how)
     result = {}
     for resolution, new in statistics.items():
-        began_fit = time.monotonic()
+        began = time.monotonic()
         old = variables['params'][models.CLASSIFIER]
         checks = [checking.get((resolution, name)) for name in ('before', 'after')]
         head, record = fit(training[resolution, 'after'], *checks, old, how, seed=seed)
@@ -239,17 +219,43 @@ def adapt(
         if head is not old:
             adapted = embeddings.change(variables, jax.device_put(new, sharding.replicated(mesh)))
             adapted['params'] = {**variables['params'], models.CLASSIFIER: head}
-        seconds = {
-            'statistics': measured - began,
-            'embeddings': embedded - measured,
-            'classifier': time.monotonic() - began_fit,
-        }
-        result[resolution] = adapted, shared | record | {'part_seconds': seconds}
+        record |= shared | {'part_seconds': seconds | {'classifier': time.monotonic() - began}}
+        result[resolution] = adapted, record
         log.info('%s at %d: %s.', title, resolution, describe(record))
     for data in (*training.values(), *checking.values()):
         if data.path:
             data.path.unlink()
     return result
+
+
+def _copies(
+    source: Any, augment: Any, num_copies: int, seed: int, batch_size: int, mesh: Mesh, reading: Mapping[str, int]
+) -> dict[str, Any]:
+    """Return the batches of augmented copies, and their number, as `embeddings.embed` takes them."""
+    if not num_copies:
+        return {}
+    size = sharding.round_up(min(batch_size, len(source)), mesh)
+    count = -(-num_copies * len(source) // size)
+    batches = pipeline.train_batches(
+        source, augment, batch_size=size, seed=seed, start_step=0, num_steps=count, **sharding.hosts(), **reading
+    )
+    return {'copies': batches, 'num_copies': count}
+
+
+def _cost(
+    variables: Any, sampled: Any, source: Any, held_out: Any, training: embeddings.Embeddings, how: Adaptation
+) -> dict[str, Any]:
+    """Say which layers were adapted, on how many images, and how often the trunk saw an image."""
+    layers = models.batch_norm_layers(variables['batch_stats'], how.batch_norm)
+    seen = len(sampled) * len(layers) + training.count + (len(held_out) if held_out is not None else 0)
+    return {
+        'batch_norm': list(layers),
+        'statistics_images': len(sampled),
+        'images': len(source),
+        'images_seen': seen,
+        'passes': seen / len(source),
+        'cache': 'disk' if training.path else 'devices',
+    }
 
 
 def fit(

@@ -167,12 +167,10 @@ def embed(
       keep: names whose embeddings are wanted; () for all.
       dtype: of the stored embeddings, 'float32' or 'bfloat16'.
       flip: add the mirror image of every image.
-      copies: batches of augmented images to add, from `pipeline.train_batches` with the same batch size; one transform.
-      num_copies: batches that `copies` yields.
+      copies, num_copies: batches of augmented images to add, for one transform and of this batch size; how many.
       device_bytes: of each device's memory that the embeddings may take; more goes to disk.
       directory: where they go then; None to refuse.
-      reading: workers and threads, as in `pipeline.eval_batches`.
-      title: what the progress bar says.
+      reading, title: workers and threads, as in `pipeline.eval_batches`; what the progress bar says.
 
     Returns:
       (key, name) -> Embeddings, of the images, then of their mirror images, then of the copies.
@@ -205,15 +203,15 @@ def embed(
         if preemption.requested(number):
             raise preemption.Preempted(f'stopped in phase {title}, which begins again')
 
-    progress = Progress(title, 0, num_batches + num_copies, batch_size)
+    progress = Progress(title, 0, total, batch_size)
     for number, (batch, images) in enumerate(sharding.prefetch(batches, mesh)):
         add(number, batch, images['image'])
         if flip:
             add(num_batches + number, batch, {key: image[:, :, ::-1] for key, image in images['image'].items()})
+        progress.update((number + 1) * (1 + flip))
+    for number, (batch, images) in enumerate(sharding.prefetch(copies, mesh), start=total - num_copies):
+        add(number, batch, {key: images['image'] for key in changes})
         progress.update(number + 1)
-    for number, (batch, images) in enumerate(sharding.prefetch(copies, mesh)):
-        add(num_batches * (1 + flip) + number, batch, {key: images['image'] for key in changes})
-        progress.update(num_batches + number + 1)
     progress.close()
     count = len(source) * (1 + flip) + num_copies * batch_size
     return {at: writer.finish(labels, indices, part, count) for at, writer in writers.items()}
