@@ -69,7 +69,8 @@ def table():
         for s in result['steps']:
             kinds = [f'{e["count"]} {kind} ({e["bytes"] / 1e6:.0f} MB)' for kind, e in s['collectives'].items()]
             sizes = [f'{s[name] / 1e9:.2f}' for name in ('parameters', 'optimizer', 'temporary', 'memory')]
-            row = [path.stem, f'{s["step"]} {s["resolution"]}', str(result['num_devices']), f'{s["batch_size"]:,}', *sizes]
+            row = [path.stem, f'{s["step"]} {s["resolution"]}', str(result['num_devices']), f'{s["batch_size"]:,}']
+            row += sizes
             row += ['yes' if s['fits'] else 'no', f'{s["flops"] / 1e12:.2f}', f'{s["bytes_accessed"] / 1e9:.1f}']
             row += [', '.join(kinds) or 'none', f'{1e3 * s["seconds"]["step"]:.1f}', f'{s["images_per_second"]:,.0f}']
             print(f'| {" | ".join(row)} |')

@@ -33,6 +33,7 @@ SMALL = (
     '--config.log_every_steps=1',
     '--config.checkpoint_every_steps=4',
 )
+QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 pytestmark = pytest.mark.slow
 
 
@@ -52,7 +53,7 @@ class Run:
                 command += [f'--num_processes={num_processes}', f'--process_id={number}']
             environment = os.environ | {
                 'JAX_PLATFORMS': 'cpu',
-                'XLA_FLAGS': f'--xla_force_host_platform_device_count={8 // num_processes}',
+                'XLA_FLAGS': f'{QUICK_TO_COMPILE} --xla_force_host_platform_device_count={8 // num_processes}',
             }
             path = Path(f'{workdir}.{number}.log')
             self.errors.append(path)
