@@ -73,6 +73,8 @@ class Checkpoints:
         """Turn what goes wrong while checkpoints are written into one line."""
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # not of the disk: another process is gone
+            raise
         except Exception as error:
             last = f'step {self.steps[-1]}' if self.steps else 'none'
             raise RunError(
