@@ -48,9 +48,8 @@ def start(workdir, cache):
     quick_to_compile = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': quick_to_compile}
     command = [sys.executable, '-m', 'fixres_jax.main', f'--workdir={workdir}', *OPTIONS]
-    process = subprocess.Popen(
-        [*command, f'--config.compilation_cache={cache}'], cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-    )
+    command.append(f'--config.compilation_cache={cache}')
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     return process, log
 
 
