@@ -9,22 +9,22 @@ from configs import base
 def get_config():
     """Return a run small enough for two cores."""
     c = base.get_config()
-    c.log_every_steps = 10
+    c.log_every_steps = 50
     c.checkpoint_every_steps = 100
     c.compilation_cache = 'cache'
     c.model.name = 'resnet18'
     c.model.width = 16
     c.data.source = 'drawings'
     c.data.held_out_fraction = 0.1
-    c.train.resolution = 64
-    c.train.epochs = 12.0
+    c.train.resolution = 48
+    c.train.epochs = 24.0
     c.train.batch_size = 64
     c.train.lr = 0.1
     c.train.lr_rule = 'none'
     c.train.schedule = 'cosine'
     c.train.warmup_epochs = 1.0
     c.train.weight_decay = 5e-4
-    c.test.resolutions = (48, 64, 80, 96, 112, 128)
+    c.test.resolutions = (32, 48, 64, 80, 96, 112)
     c.analyze.images = 500
     c.finetune.epochs = 3.0
     c.finetune.batch_size = 64
