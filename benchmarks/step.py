@@ -1,7 +1,8 @@
 """Images per second of the train step, the fine-tune step and the forward pass, beside torchvision's model in torch.
 
-Both frameworks run in this one process, on the same machine, turn by turn, on the same number of images already on
-the device; each figure is the median over the turns. Without torch, or with --no_torch, only this project's steps are timed.
+Both frameworks run in this one process, on the same machine, turn by turn, on the same number of images that lie on
+the device already; each figure is the median over the turns. Without torch, or with --no_torch, only this project's
+steps are timed.
 
     python benchmarks/step.py --model resnet50 --batch_size 256 --resolutions 128 224 --dtype bfloat16
 """

@@ -4,8 +4,8 @@ Command:   python -m fixres_jax.convert resnet50 resnet50.pth WEIGHTS
            python -m fixres_jax.main --config configs/finetune.py:resnet50 --workdir DIR \\
              --config.init_from=WEIGHTS --config.data.source=IMAGENET
 Variants:  the keys of TABLE; `:resnet50` is the default.
-Accuracy:  the paper's top-1, not measured here: ResNet-50 trained at 224, 77.0 at 224 and 79.0 adapted at 384; with CutMix
-           79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320.
+Accuracy:  the paper's top-1, not measured here: ResNet-50 trained at 224, 77.0 at 224 and 79.0 adapted at 384; with
+           CutMix 79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320.
 Time:      not measured here. `python -m fixres_jax.dryrun` estimates it for a topology.
 """
 
