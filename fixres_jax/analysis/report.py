@@ -156,7 +156,10 @@ def cost_table(report: dict[str, Any]) -> Table:
 
 def ablation_table(numbers: dict[str, Any]) -> Table:
     """Return header and rows of what each part of the adaptation was worth, from that study's numbers."""
-    rows = [(row['part'], _with_interval(row), *_difference(row['minus_nothing'])) for row in numbers['rows']]
+    rows = [
+        (row['part'], _with_interval(row), *(_difference(row['minus_nothing']) if row['part'] != 'nothing' else ('', '')))
+        for row in numbers['rows']
+    ]
     return ('adapted', 'top-1 (%)', 'minus nothing', '95 % interval'), rows
 
 
