@@ -157,8 +157,8 @@ def cost_table(report: dict[str, Any]) -> Table:
 def ablation_table(numbers: dict[str, Any]) -> Table:
     """Return header and rows of what each part of the adaptation was worth, from that study's numbers."""
     rows = [
-        (row['part'], _with_interval(row), *(_difference(row['minus_nothing']) if row['part'] != 'nothing' else ('', '')))
-        for row in numbers['rows']
+        (row['part'], _with_interval(row), *(_difference(row['minus_nothing']) if number else ('', '')))
+        for number, row in enumerate(numbers['rows'])  # the first is nothing itself
     ]
     return ('adapted', 'top-1 (%)', 'minus nothing', '95 % interval'), rows
 
