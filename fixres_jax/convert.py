@@ -5,6 +5,7 @@ Modules carry torch's names, so one rule serves every architecture: '.' is '/', 
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import sys
@@ -108,6 +109,7 @@ def torch_shapes(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     return {torch_name(path): move(path, leaf) for path, leaf in _leaves(model).items()}
 
 
+@functools.cache
 def _leaves(model: Any) -> dict[str, jax.ShapeDtypeStruct]:
     images = jax.ShapeDtypeStruct((1, models.MIN_RESOLUTION, models.MIN_RESOLUTION, 3), jnp.uint8)
     return trees.flatten(jax.eval_shape(model.init, jax.random.key(0), images, models.EVAL))

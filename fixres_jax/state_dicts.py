@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,11 +105,11 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(harmless):
             return torch.load(path, map_location='cpu', weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = next((line for line in str(error).splitlines() if 'Unsupported' in line), '')
+        reason = re.search(r'.*(unsupported global|unrecognized).*?(?=\. Please|$)', str(error), re.I | re.M)
         if reason:
             raise UsageError(
-                f'{path} is refused: it holds more than weights ({reason.strip()[:160]}), and loading it could run '
-                'code. Save the weights alone, with torch.save(model.state_dict(), path), where you trust it.'
+                f'{path} is refused: it holds more than weights ({reason[0].strip()}), and loading it could '
+                'run code. Save the weights alone, with torch.save(model.state_dict(), path), where you trust it.'
             ) from error
         raise UsageError(f'{path} is no torch file, or a damaged one: {_line(error)}.') from error
 

@@ -1,5 +1,6 @@
 """The same weights give the same numbers as in torch: forward, training, fine-tuning. Goldens need no torch."""
 
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from fixres_jax import convert, models, optim, sharding, state, train, trees
+from fixres_jax import convert, models, optim, sharding, state, state_dicts, train, trees
 from fixres_jax.models import EVAL, TRAIN, Mode
 from goldens import weights
 
@@ -46,6 +47,7 @@ def test_logits_and_embeddings_are_torchvisions(name):
         assert np.abs(found[part] - expected[part]).max() <= 1e-4 * np.abs(expected[part]).max()
 
 
+@cache
 def steps(name, weight, *, trainable, mode, **golden):
     """Take the golden's steps and return the first variables and the last."""
     model = models.create(name, weights.CLASSES, bn_group_size=golden['batch'])
@@ -109,3 +111,21 @@ def test_live_torchvision_gives_the_same_logits(name):
     np.testing.assert_allclose(
         endpoints['embedding'], expected_embedding, atol=1e-4 * np.abs(expected_embedding).max()
     )
+
+
+def test_what_is_trained_here_gives_the_same_logits_in_torch(tmp_path):
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    pytest.importorskip('torchvision', exc_type=ImportError)
+    from safetensors.torch import load_file
+
+    from goldens import torch_models
+
+    name = 'resnet18'
+    _, variables = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
+    state_dicts.save(tmp_path / 'trained.safetensors', convert.to_torch(variables), {})
+    network = torch_models.create(name, weights.CLASSES)
+    network.load_state_dict(load_file(tmp_path / 'trained.safetensors'), strict=True)
+    images = weights.images(2, 97)
+    expected, _ = torch_models.apply(network, images)
+    logits, _ = models.create(name, weights.CLASSES).apply(variables, images, EVAL)
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())

@@ -1,0 +1,79 @@
+"""How often a network says the same in bfloat16 as in float32, on photographs.
+
+    python benchmarks/bfloat16.py runs/imagenette photographs/ --resolutions 128 160 224
+
+RUN is a workdir or converted weights; FOLDER is searched for image files. For each resolution it prints the share of
+images with the same top-1 class, how sure float32 was of the others, and the largest difference of a logit as a
+fraction of the logits' scale.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fixres_jax import checkpoint, models
+from fixres_jax.data import transforms
+
+IMAGES = ('.jpg', '.jpeg', '.png')
+
+
+def read(folder: str, resolution: int, resize_ratio: float) -> np.ndarray:
+    """Return the images of a folder under the test transform, uint8[N, R, R, 3]."""
+    transform, rng = transforms.make_test(resolution, resize_ratio), np.random.default_rng(0)
+    paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in IMAGES)
+    return np.stack([
+        transform(transforms.decode(path.read_bytes(), str(path), i), rng) for i, path in enumerate(paths)
+    ])  # fmt: skip
+
+
+def logits(variables: dict, metadata: dict, images: np.ndarray, dtype: jnp.dtype, batch_size: int) -> np.ndarray:
+    """Return float32[N, K] of a network that computes in a dtype."""
+    model = models.create(
+        metadata['architecture'],
+        metadata['num_classes'],
+        dtype=dtype,
+        width=metadata['width'],
+        mean=metadata['mean'],
+        std=metadata['std'],
+    )
+    apply = jax.jit(lambda variables, images: model.apply(variables, images, models.EVAL)[0])
+    return np.concatenate(
+        [np.asarray(apply(variables, images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+    )
+
+
+def compare(exact: np.ndarray, rounded: np.ndarray) -> dict[str, float]:
+    """Compare the logits of two dtypes."""
+    same = exact.argmax(1) == rounded.argmax(1)
+    probabilities = np.sort(np.asarray(jax.nn.softmax(exact)), axis=1)
+    margins = probabilities[:, -1] - probabilities[:, -2]
+    return {
+        'images': len(exact),
+        'same_top1': float(same.mean()),
+        'largest_margin_of_the_others': float(margins[~same].max(initial=0.0)),
+        'largest_difference': float(np.abs(exact - rounded).max() / np.abs(exact).max()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', help='a workdir or converted weights')
+    parser.add_argument('folder', help='searched for image files')
+    parser.add_argument('--resolutions', type=int, nargs='+', default=[224], help='pixels')
+    parser.add_argument('--batch_size', type=int, default=50)
+    args = parser.parse_args()
+    variables, metadata = checkpoint.load_model(args.run)
+    for resolution in args.resolutions:
+        images = read(args.folder, resolution, metadata['resize_ratio'])
+        exact, rounded = (
+            logits(variables, metadata, images, dtype, args.batch_size) for dtype in (jnp.float32, jnp.bfloat16)
+        )
+        print(json.dumps({'resolution': resolution} | compare(exact, rounded)), flush=True)
+
+
+if __name__ == '__main__':
+    main()
