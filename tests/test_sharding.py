@@ -44,6 +44,7 @@ def outcomes(mesh):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in OPTIONS if name != 'plain'])
 def test_every_option_takes_the_plain_step(outcomes, name):
     plain, losses, _ = outcomes['plain']
@@ -54,6 +55,7 @@ def test_every_option_takes_the_plain_step(outcomes, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), plain, other)
 
 
+@pytest.mark.slow
 def test_fsdp_splits_the_memory_of_the_state(outcomes):
     plain, _, memory = outcomes['plain']
     split, _, split_memory = outcomes['fsdp']
@@ -68,6 +70,7 @@ def test_fsdp_splits_the_memory_of_the_state(outcomes):
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['parts', 'block', 'stage'])
 def test_temporary_memory_falls(outcomes, name):
     assert outcomes[name][2].temp_size_in_bytes < outcomes['plain'][2].temp_size_in_bytes
