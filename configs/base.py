@@ -31,10 +31,13 @@ def get_config() -> ConfigDict:
     c.model.zero_init_residual = False  # last scale of each block starts at zero; the paper's recipe does not
 
     c.data = ConfigDict()
-    c.data.source = ''  # folder with a folder per split, of class folders; 'drawings' for the embedded data set
+    c.data.source = ''  # folder of splits of class folders, prepared shards, tfds:NAME, or 'drawings' (embedded)
     c.data.train_split = 'train'  # folder of the training split
     c.data.test_split = 'val'  # folder of the split that the final numbers come from
     c.data.held_out_fraction = 0.02  # of the training images, kept from training to choose the test resolution on
+    c.data.held_out_list = ''  # file of names, one a line, to hold out instead of a fraction
+    c.data.few_shot = 0.0  # training images of each class: a number, or a fraction below 1; 0: all
+    c.data.classes = ()  # names of the classes to use; (): all
     c.data.mean = ()  # of each channel, 0 to 1; (): that of init_from, or ImageNet's
     c.data.std = ()  # likewise
     c.data.workers = 0  # processes that read images; 0: threads of this process only
@@ -59,6 +62,9 @@ def get_config() -> ConfigDict:
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
     c.train.trainable = '.*'  # regex of the parameters that train
     c.train.batch_norm = '.*'  # regex of the BatchNorm layers on batch statistics
+    c.train.crop = 'torchvision'  # torchvision: RandomResizedCrop; tensorflow: its boxes; resize: Resize, RandomCrop
+    c.train.interpolation = 'bilinear'  # or bicubic
+    c.train.fast_decode = False  # decode large JPEG crops at a part of their size: faster, other pixels
     c.train.scale = (0.08, 1.0)  # of RandomResizedCrop: range of the crop's area over the image's
     c.train.ratio = (3 / 4, 4 / 3)  # of RandomResizedCrop: range of width over height
     c.train.flip = True  # horizontally, half of the time
@@ -67,6 +73,9 @@ def get_config() -> ConfigDict:
     c.test = ConfigDict()
     c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images
     c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
+    c.test.resize = ''  # short: the shorter side; height: as FixRes weights were scored; '': as init_from, or short
+    c.test.interpolation = ''  # bilinear, bicubic; '': that of init_from, or bilinear
+    c.test.crop = True  # False: the whole image, padded to a square
     c.test.resize_ratio = 0.0  # shorter side over crop; 0: that of init_from, or 256/224
     c.test.batch_size = 256  # global
 

@@ -21,7 +21,7 @@ def roc(plan: Plan, networks: Networks | None) -> studies.Study:
     return studies.roc(
         plan.train_source,
         sizes.TrainCrop(scale=plan.train_transform.scale, ratio=plan.train_transform.ratio),
-        sizes.TestCrop(plan.resize_ratio),
+        sizes.TestCrop(plan.resizing['resize_ratio']),
         seed=plan.seed,
     )
 

@@ -133,7 +133,7 @@ def _adapt(plan: Plan, variables: Any, source: Any, resolutions: tuple[int, ...]
         plan.held_out,
         test_transforms(plan, resolutions),
         dataclasses.replace(plan.adapting, copies=copies),
-        augment=transforms.make_finetune(resolutions[0], resize_ratio=plan.resize_ratio, augmentation='v2'),
+        augment=transforms.make_finetune(resolutions[0], augmentation='v2', **plan.resizing),
         batch_size=plan.test_batch_size,
         seed=plan.seed,
         mesh=plan.mesh,
@@ -146,7 +146,7 @@ def _adapt(plan: Plan, variables: Any, source: Any, resolutions: tuple[int, ...]
 def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     """Fine-tune the last BatchNorm's statistics and the classifier at the test resolution."""
     resolution = plan.test_resolution or results['sweep']['test_resolution']
-    transform = transforms.make_finetune(resolution, resize_ratio=plan.resize_ratio, augmentation=plan.augmentation)
+    transform = transforms.make_finetune(resolution, augmentation=plan.augmentation, **plan.resizing)
     _, info = train.run(
         plan.model,
         plan.train_source,
@@ -265,4 +265,4 @@ def _evaluate(
 
 def test_transforms(plan: Plan, resolutions: Iterable[int]) -> dict[int, Any]:
     """Return resolution -> the test transform."""
-    return {size: transforms.make_test(size, resize_ratio=plan.resize_ratio) for size in resolutions}
+    return {size: transforms.make_test(size, crop=plan.test_crop, **plan.resizing) for size in resolutions}

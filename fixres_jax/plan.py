@@ -55,7 +55,8 @@ class Plan:
       train_resolution: pixels.
       test_resolution: pixels; 0 to choose it on the held-out images.
       resolutions: test resolutions of the sweep and the curve, pixels.
-      resize_ratio: shorter side over crop in the test transform.
+      resizing: resize_ratio, resize and interpolation of the test transform.
+      test_crop: False to test on whole images.
       test_batch_size: global batch of evaluations.
       metadata: of `fixres.json`.
       writing: log_every_steps, checkpoint_every_steps, keep_checkpoints, restore_step.
@@ -87,7 +88,8 @@ class Plan:
     train_resolution: int
     test_resolution: int
     resolutions: tuple[int, ...]
-    resize_ratio: float
+    resizing: dict[str, Any]
+    test_crop: bool
     test_batch_size: int
     metadata: dict[str, Any]
     writing: dict[str, int]
@@ -98,6 +100,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
     """Turn the config into plain values, checking each: the only place that knows the config's shape."""
     _check_network(config)
     given, given_metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
+    _check_architecture(config, given_metadata)
     train_source, held_out, test_source = _open_data(config, workdir)
     model, metadata = make_model(config, given_metadata, test_source.class_names)
     resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
@@ -119,6 +122,9 @@ def make(config: Any, workdir: epath.Path) -> Plan:
             ratio=tuple(config.train.ratio),
             flip=config.train.flip,
             jitter=config.train.jitter,
+            crop=config.train.crop,
+            interpolation=config.train.interpolation,
+            fast_decode=config.train.fast_decode,
         ),
         augmentation=config.finetune.augmentation,
         training=training(config),
@@ -135,7 +141,8 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         train_resolution=metadata['train_resolution'],
         test_resolution=config.test.resolution,
         resolutions=resolutions,
-        resize_ratio=metadata['resize_ratio'],
+        resizing={name: metadata[name] for name in ('resize_ratio', 'resize', 'interpolation')},
+        test_crop=config.test.crop,
         test_batch_size=config.test.batch_size,
         metadata=metadata,
         writing={
@@ -164,6 +171,17 @@ def _check_network(config: Any) -> None:
         raise UsageError(f'task={config.task} needs the resolution to adapt to: set --config.test.resolution.')
 
 
+def _check_architecture(config: Any, given: dict[str, Any]) -> None:
+    """Raise UsageError when `init_from` is another network than the config's."""
+    want = (config.model.name, config.model.width)
+    have = (given.get('architecture', want[0]), given.get('width', want[1]))
+    if want != have:
+        raise UsageError(
+            f'{config.init_from} is a {have[0]} of width {have[1]}, and the config says {want[0]} of width '
+            f'{want[1]}: set --config.model.name={have[0]} --config.model.width={have[1]}.'
+        )
+
+
 def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Return the model and the `fixres.json` of the run; what the config leaves open comes from the given network."""
     num_classes = config.model.num_classes or len(class_names)
@@ -186,9 +204,9 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
         'train_resolution': train_resolution,
         'test_resolution': config.test.resolution or None,
         'resize_ratio': config.test.resize_ratio or given.get('resize_ratio') or RESIZE_RATIO,
-        'resize': 'shorter',
-        'interpolation': 'bilinear',
-        'crop': 'torchvision',
+        'resize': config.test.resize or given.get('resize') or 'short',
+        'interpolation': config.test.interpolation or given.get('interpolation') or 'bilinear',
+        'crop': config.train.crop if trains else given.get('crop') or config.train.crop,
         'held_out': _held_out(config) if trains else given.get('held_out'),
     }
     model = models.create(
@@ -243,6 +261,8 @@ def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:
         raise UsageError('data.source is empty: set --config.data.source to a folder with one folder per split.')
     test_source = sources.create(spec, data.test_split)
     if config.task == 'evaluate':
+        if data.classes:
+            test_source = sources.some_classes(test_source, data.classes)
         return None, None, test_source
     train_source, held_out = sources.create(spec, data.train_split), None
     if train_source.class_names != test_source.class_names:
@@ -251,12 +271,19 @@ def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:
             f'The splits {data.train_split} and {data.test_split} of {spec} have different classes; '
             f'{len(only)} are in one only: {", ".join(only[:5])}.'
         )
-    if data.held_out_fraction:
+    if data.classes:
+        train_source, test_source = (sources.some_classes(s, data.classes) for s in (train_source, test_source))
+    if data.held_out_list:
+        train_source, held_out = sources.hold_out_listed(train_source, data.held_out_list)
+    elif data.held_out_fraction:
         train_source, held_out = sources.hold_out(train_source, data.held_out_fraction, config.seed)
     elif config.task == 'recipe' and not config.test.resolution:
         raise UsageError(
             'Nothing to choose the test resolution on: set data.held_out_fraction above 0, or give test.resolution.'
         )
+    if data.few_shot:
+        amount = data.few_shot if data.few_shot < 1 else int(data.few_shot)
+        train_source = sources.few_shot(train_source, amount, config.seed)
     return train_source, held_out, test_source
 
 
@@ -311,8 +338,13 @@ def _held_out(config: Any) -> dict[str, Any]:
     """Say which images are held out: those of two runs are the same when this is."""
     data = config.data
     return {
-        'source': data.source, 'split': data.train_split, 'fraction': data.held_out_fraction, 'seed': config.seed
-    }  # fmt: skip
+        'source': data.source,
+        'split': data.train_split,
+        'fraction': data.held_out_fraction,
+        'list': data.held_out_list,
+        'classes': list(data.classes),
+        'seed': config.seed,
+    }
 
 
 def _adaptation_phase(name: str) -> str:

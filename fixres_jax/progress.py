@@ -53,7 +53,7 @@ class Progress:
             self._bar.update(step - self._bar.n)
         elif now - self._last_line >= LINE_EVERY_SECONDS:
             self._last_line = now
-            left = (self._total - step) * self._images / rate
+            left = (self._total - step) * self._images / max(rate, 1e-9)
             text = f'{self._title}: {step}/{self._total}, {rate:.0f} images/s, {duration(left)} left'
             log.info('%s%s', text, f', {note}' if note else '')
 
