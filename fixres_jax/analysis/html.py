@@ -14,12 +14,13 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 60rem; }
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 figure { margin: 1rem 0; overflow-x: auto; } figcaption { font-size: 0.9rem; opacity: 0.8; }
-img { display: block; width: 100%; min-width: 32rem; height: auto; background: #fff; border-radius: 4px; }
+img { display: block; width: 100%; height: auto; background: #fff; border-radius: 4px; }
+img.panels { min-width: 32rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 0.5rem 0; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; }
 th { font-weight: 600; }
-td { white-space: nowrap; }
+td + td { white-space: nowrap; }
 pre { background: var(--soft); padding: 0.7rem; border-radius: 4px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 0.7rem; margin: 1rem 0; }
 .numbers div { background: var(--soft); border-radius: 6px; padding: 0.7rem 1rem; }
@@ -109,13 +110,17 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return f'<div class="wide"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
 
+PANELS = ('training', 'activations', 'examples')  # pictures side by side, which a phone scrolls
+
+
 def _picture(workdir: epath.Path, name: str, caption: str) -> str:
     path = workdir / 'plots' / f'{name}.png'
     if not path.exists():
         return ''
     data = base64.b64encode(path.read_bytes()).decode()
     return (
-        f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
+        f'<figure><img class="{"panels" if name in PANELS else ""}" alt="{_text(caption)}" '
+        f'src="data:image/png;base64,{data}">'
         f'<figcaption>{_text(caption)}</figcaption></figure>'
     )
 
