@@ -169,8 +169,13 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
       metadata: see `METADATA_FIELDS` in `recipe.py` for what an evaluation reads.
     """
     directory = epath.Path(directory)
-    with ocp.CheckpointManager((directory / 'checkpoints').resolve()) as manager:
-        manager.save(0, args=ocp.args.Composite(model=ocp.args.StandardSave(variables)))
+    # Arrays on the host change no more: orbax need not copy gigabytes of them before it writes.
+    host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    devices = ocp.type_handlers.get_type_handler(jax.Array)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, host), (jax.Array, devices))
+    handlers = {'model': ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
+    with ocp.CheckpointManager((directory / 'checkpoints').resolve(), item_handlers=handlers) as manager:
+        manager.save(0, args=ocp.args.Composite(model=ocp.args.PyTreeSave(variables)))
     write_metadata(directory, metadata)
 
 

@@ -102,6 +102,19 @@ def test_a_small_slice_with_the_tpu_compiler(tmp_path):
     assert step['seconds']['step'] >= max(step['seconds']['compute'], step['seconds']['memory'])
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
+def test_recomputation_saves_memory_and_costs_work_on_a_tpu(tmp_path):
+    size = ['--topology=v5e:2x2', '--steps=train', '--config.model.width=64', '--config.train.resolution=128']
+    found = {}
+    for remat in ('', 'block', 'stage'):
+        dry_run(tmp_path, *size, f'--config.model.remat={remat}', f'--json={tmp_path}/out.json')
+        (found[remat],) = json.loads((tmp_path / 'out.json').read_text())['steps']
+    for remat in ('block', 'stage'):
+        assert found[remat]['temporary'] < found['']['temporary'], found
+        assert 1.2 < found[remat]['flops'] / found['']['flops'] < 1.5
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
