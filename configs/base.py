@@ -22,9 +22,9 @@ def get_config() -> ConfigDict:
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
     c.model = ConfigDict()
-    c.model.name = 'resnet50'  # a name of fixres_jax.models.MODELS
+    c.model.name = ''  # a name of fixres_jax.models.MODELS; '': that of init_from, and without one resnet50
     c.model.num_classes = 0  # 0: as many as the data has
-    c.model.width = 64  # channels of the stem; 64 is the published network
+    c.model.width = 0  # channels of the stem; 0: those of init_from, and without one 64, the published network
     c.model.dtype = 'auto'  # of activations: float32, bfloat16; auto: bfloat16 where there is an accelerator
     c.model.bn_group_size = 64  # images that share BatchNorm statistics, the reference's 64 a GPU; 0: the whole batch
     c.model.remat = ''  # activations computed again in the backward pass: '' none, block or stage; saves memory

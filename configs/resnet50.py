@@ -25,6 +25,7 @@ def get_config(variant: str = '224'):
     if variant not in RESOLUTIONS:
         raise ValueError(f'configs/resnet50.py has no variant {variant!r}: use one of :{", :".join(RESOLUTIONS)}.')
     c = base.get_config()
+    c.model.name = 'resnet50'
     c.data.source = 'imagenet'
     c.data.workers = 16
     c.data.threads = 2

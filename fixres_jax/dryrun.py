@@ -80,7 +80,7 @@ class DryRun:
     def __init__(self, config: Any, devices: list[Any], *, train_images: int, test_images: int):
         from fixres_jax import plan, sharding
 
-        config = config.copy_and_resolve_references()
+        config = plan.name_network(config, {})
         with config.unlocked():
             if config.model.dtype == 'auto':
                 config.model.dtype = 'bfloat16' if devices[0].platform == 'tpu' else 'float32'

@@ -16,6 +16,7 @@ from fixres_jax.progress import log
 RESIZE_RATIO = (
     256 / 224
 )  # shorter side over crop in the standard test transform, at every resolution (paper, section 3)
+DEFAULT_NAME, DEFAULT_WIDTH = 'resnet50', 64  # where neither the config nor a given network says
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
@@ -100,7 +101,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
     """Turn the config into plain values, checking each: the only place that knows the config's shape."""
     _check_network(config)
     given, given_metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
-    _check_architecture(config, given_metadata)
+    config = name_network(config, given_metadata)
     train_source, held_out, test_source = _open_data(config, workdir)
     model, metadata = make_model(config, given_metadata, test_source.class_names)
     resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
@@ -157,7 +158,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
 
 def _check_network(config: Any) -> None:
     """Raise UsageError when the task needs a network or a resolution that the config does not give."""
-    if config.model.name not in models.MODELS:
+    if config.model.name and config.model.name not in models.MODELS:
         models.create(config.model.name)  # raises, naming the nearest
     needs_network = config.task == 'analyze' and config.study in ('activations', 'ablation')
     needs_network |= config.task in ('adapt', 'finetune', 'evaluate', 'extract')
@@ -171,15 +172,23 @@ def _check_network(config: Any) -> None:
         raise UsageError(f'task={config.task} needs the resolution to adapt to: set --config.test.resolution.')
 
 
-def _check_architecture(config: Any, given: dict[str, Any]) -> None:
-    """Raise UsageError when `init_from` is another network than the config's."""
-    want = (config.model.name, config.model.width)
-    have = (given.get('architecture', want[0]), given.get('width', want[1]))
-    if want != have:
+def name_network(config: Any, given: dict[str, Any]) -> Any:
+    """Return the config with its architecture and width, which it may leave to the given network.
+
+    Raises:
+      UsageError: when it names another network than the one given.
+    """
+    config = config.copy_and_resolve_references()
+    have = {'name': given.get('architecture', DEFAULT_NAME), 'width': given.get('width', DEFAULT_WIDTH)}
+    with config.unlocked():
+        config.model.update({field: config.model[field] or have[field] for field in have})
+    want = {field: config.model[field] for field in have}
+    if given and want != have:
         raise UsageError(
-            f'{config.init_from} is a {have[0]} of width {have[1]}, and the config says {want[0]} of width '
-            f'{want[1]}: set --config.model.name={have[0]} --config.model.width={have[1]}.'
+            f'{config.init_from} is a {have["name"]} of width {have["width"]}, and the config says {want["name"]} of '
+            f'width {want["width"]}: leave model.name empty and model.width 0 to take the network as it is.'
         )
+    return config
 
 
 def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:

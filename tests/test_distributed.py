@@ -25,6 +25,7 @@ SMALL = (
     '--config.train.resolution=32',
     '--config.train.epochs=2',
     '--config.train.batch_size=16',
+    '--config.train.lr=0.01',  # at the quickstart's, rounding grows to percents in ten steps
     '--config.train.warmup_epochs=0',
     '--config.test.batch_size=16',
     '--config.test.resolutions=(32, 48)',
@@ -106,7 +107,8 @@ def test_two_processes_report_what_one_does(whole):
     one, two = (whole[count][0] for count in (1, 2))
     for a, b in zip(read_lines(one), read_lines(two), strict=True):
         assert a['step'] == b['step']
-        np.testing.assert_allclose([a['loss'], a['gradient_norm']], [b['loss'], b['gradient_norm']], rtol=2e-3)
+        tolerance = 1e-5 if a['step'] == 1 else 2e-3
+        np.testing.assert_allclose([a['loss'], a['gradient_norm']], [b['loss'], b['gradient_norm']], rtol=tolerance)
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (one, two)]
     assert reports[0]['images'] == reports[1]['images']
     for name, first in reports[0]['numbers'].items():
