@@ -173,11 +173,12 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     if num_classes is None:
         raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
     reset_head = arguments.reset_head or num_classes != in_file
-    model = models.create(name, num_classes, width=arguments.width)
+    width = arguments.width or (len(state_dict['conv1.weight']) if 'conv1.weight' in state_dict else 64)
+    model = models.create(name, num_classes, width=width)
     variables = from_torch(state_dict, model, reset_head=reset_head)
     given = {key: getattr(arguments, key) for key in METADATA if getattr(arguments, key) is not None}
     metadata = METADATA | metadata | (release.metadata() if release else {}) | given
-    metadata |= {'architecture': name, 'width': arguments.width, 'num_classes': num_classes}
+    metadata |= {'architecture': name, 'width': width, 'num_classes': num_classes}
     metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
     checkpoint.save_model(folder, variables, metadata)
     head = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
@@ -211,7 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--ema', action='store_true', help='take the moving average of the weights')
     add('--num-classes', type=int, help='another number than that of the file starts a fresh classifier')
     add('--reset-head', action='store_true', help='start a fresh classifier')
-    add('--width', type=int, default=64, help='channels of the stem')
+    add('--width', type=int, help='channels of the stem; those of the file, if it is not given')
     about = parser.add_argument_group('what to remember with the weights, where the release is not a known one')
     about.add_argument('--mean', type=float, nargs=3, help='of the channels of an image in [0, 1]')
     about.add_argument('--std', type=float, nargs=3, help='likewise')

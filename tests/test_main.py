@@ -130,6 +130,22 @@ def test_extraction_of_a_run_is_scored_as_its_report(finished, tiny_folder, tmp_
     assert f'24 images, top-1 {report["numbers"]["adapted"]["top1"]:.2f} %' in done.stdout
 
 
+def test_an_adapted_network_goes_to_torch_and_comes_back_without_being_told_anything(finished, tiny_folder, tmp_path):
+    workdir, _ = finished
+    convert = [sys.executable, '-m', 'fixres_jax.convert']
+    for arguments in (
+        ['--to-torch', workdir, tmp_path / 'out.safetensors'],
+        ['resnet18', tmp_path / 'out.safetensors', tmp_path / 'back'],
+    ):
+        subprocess.run([*convert, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=120, check=True)
+    options = (f'--config.init_from={tmp_path / "back"}', '--config.task=evaluate', '--config.test.batch_size=16')
+    main(tmp_path / 'w', f'--config.data.source={tiny_folder}', *options, config='configs/base.py')
+    report = json.loads((workdir / 'report.json').read_text())
+    result = json.loads((tmp_path / 'w' / 'evaluate.json').read_text())
+    (point,) = (point for point in result['points'] if point['resolution'] == report['test_resolution'])
+    assert point['top1'] == report['numbers']['adapted']['top1']
+
+
 def test_studies_of_a_run(finished, tiny_folder, tmp_path):
     workdir, _ = finished
     report = json.loads((workdir / 'report.json').read_text())
