@@ -18,24 +18,23 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     '--config=configs/quickstart.py',
     '--config.model.width=8',
-    '--config.model.bn_group_size=8',
+    '--config.model.bn_group_size=16',
     '--config.data.drawings.train=100',
     '--config.data.drawings.val=45',
     '--config.data.held_out_fraction=0.2',
-    '--config.train.resolution=32',
+    '--config.train.resolution=64',
     '--config.train.epochs=2',
     '--config.train.batch_size=16',
-    '--config.train.lr=0.01',
+    '--config.train.lr=1e-4',  # at larger ones rounding grows to percents in ten steps
     '--config.train.warmup_epochs=0',
     '--config.test.batch_size=16',
-    '--config.test.resolutions=(32, 48)',
+    '--config.test.resolutions=(64, 96)',
     '--config.adapt.max_iterations=3',
     '--config.adapt.weight_decays=(0.001,)',
     '--config.log_every_steps=1',
     '--config.checkpoint_every_steps=4',
 )
 QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-LATER = 1e-2  # what rounding grows to in ten steps, as activations cross zero
 pytestmark = pytest.mark.slow
 
 
@@ -108,9 +107,8 @@ def test_two_processes_report_what_one_does(whole):
     one, two = (whole[count][0] for count in (1, 2))
     for a, b in zip(read_lines(one), read_lines(two), strict=True):
         assert a['step'] == b['step']
-        tolerance = 1e-5 if a['step'] == 1 else LATER
-        np.testing.assert_allclose(a['loss'], b['loss'], rtol=tolerance)
-        np.testing.assert_allclose(a['gradient_norm'], b['gradient_norm'], rtol=10 * tolerance)
+        np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5 if a['step'] == 1 else 1e-3)
+        np.testing.assert_allclose(a['gradient_norm'], b['gradient_norm'], rtol=1e-5 if a['step'] == 1 else 2e-2)
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (one, two)]
     assert reports[0]['images'] == reports[1]['images']
     for name, first in reports[0]['numbers'].items():
@@ -120,7 +118,7 @@ def test_two_processes_report_what_one_does(whole):
         np.testing.assert_allclose(first['loss'], second['loss'], rtol=0.05)
     variables = [trees.flatten(checkpoint.load_model(folder / 'train')[0]) for folder in (one, two)]
     for name, leaf in variables[0].items():
-        assert np.linalg.norm(leaf - variables[1][name]) <= 0.05 * np.linalg.norm(leaf) + 1e-3, name
+        assert np.linalg.norm(leaf - variables[1][name]) <= 1e-3 * np.linalg.norm(leaf) + 1e-5, name
 
 
 def test_only_host_0_reports(whole):
@@ -140,7 +138,7 @@ def test_saved_by_some_processes_resumed_by_others(tmp_path, cache, whole, first
     lines = read_lines(tmp_path / 'run')
     assert [line['step'] for line in lines] == list(range(1, 11))
     losses = [line['loss'] for line in read_lines(whole[1][0])]
-    np.testing.assert_allclose([line['loss'] for line in lines], losses, rtol=LATER)
+    np.testing.assert_allclose([line['loss'] for line in lines], losses, rtol=1e-3)
 
 
 def test_sigterm_stops_all_processes_at_one_step(tmp_path, cache):
