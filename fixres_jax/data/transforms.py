@@ -2,54 +2,37 @@
 
 A transform is called as `transform(image, rng) -> uint8[R, R, 3]` with an RGB Pillow image, an `EncodedImage` or
 uint8[H, W, 3]. Pillow is the reference for every pixel, as in torchvision: antialiased filters, uint8 after each
-step. No transform normalizes.
+step; `pixels.py` computes them. No transform normalizes.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from fixres_jax.data import pixels
 from fixres_jax.data.crops import BOXES
 from fixres_jax.data.decoding import EncodedImage
 from fixres_jax.data.decoding import decode as decode
 from fixres_jax.errors import UsageError, nearest
 
-INTERPOLATIONS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+INTERPOLATIONS = tuple(pixels.RADII)
 TEST_RATIO = 256 / 224  # resize to this multiple of the crop at every test resolution: section 2 of the paper
 
 AnyImage = Image.Image | EncodedImage | np.ndarray
 Transform = Callable[[AnyImage, np.random.Generator], np.ndarray]
 
 
-def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """Change brightness, contrast and saturation by factors in [1 - strength, 1 + strength], in any order."""
     low, high = max(0.0, 1 - strength), 1 + strength
-    return adjust_colors(image, low + (high - low) * rng.random(3), rng.permutation(3))
+    return pixels.adjust_colors(image, low + (high - low) * rng.random(3), rng.permutation(3))
 
 
-def adjust_colors(image: Image.Image, factors: Sequence[float], order: Sequence[int]) -> Image.Image:
-    """Multiply brightness (0), contrast (1) and saturation (2) by their factors, in the given order.
-
-    The pixels are those of Pillow's ImageEnhance, which torchvision calls, in two thirds of its time.
-    """
-    for number in order:
-        grey = image.convert('L') if number else None
-        if number == 0:
-            origin = Image.new('RGB', image.size)
-        elif number == 1:
-            mean = np.frombuffer(grey.tobytes(), np.uint8).mean()
-            origin = Image.new('RGB', image.size, (int(mean + 0.5),) * 3)
-        else:
-            origin = Image.merge('RGB', (grey, grey, grey))
-        image = Image.blend(origin, image, float(factors[number]))
-    return image
-
-
-def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+def _flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return image[:, ::-1] if rng.random() < 0.5 else image
 
 
 def resize_side(resolution: int, resize_ratio: float) -> int:
@@ -57,15 +40,16 @@ def resize_side(resolution: int, resize_ratio: float) -> int:
     return math.floor(resize_ratio * resolution + 1e-9)
 
 
-def _resized(image: Image.Image, side: int, resize: str, filter: Image.Resampling) -> Image.Image:
+def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.ndarray:
     """Resize so that one side ('short', 'height' or 'long') has `side` pixels; the other is rounded down."""
-    width, height = image.size
+    image = pixels.of_image(_as_image(image))
+    height, width = image.shape
     reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
     # An extreme aspect ratio would leave the other side without a pixel.
     size = tuple(
         side if length == reference else max(1, side * length // reference) for length in (width, height)
     )
-    return image if size == image.size else image.resize(size, filter)
+    return pixels.resize(image, size, interpolation)
 
 
 def _as_image(image: AnyImage) -> Image.Image:
@@ -92,22 +76,23 @@ class TrainTransform:
     jitter: float
     crop: str
     resize_ratio: float
-    filter: Image.Resampling
+    interpolation: str
     fast_decode: bool
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         if self.crop == 'resize':
             side = resize_side(self.resolution, self.resize_ratio)
-            image = _resized(_as_image(image), side, 'short', self.filter)
-            left, top = (int(rng.integers(length - self.resolution + 1)) for length in image.size)
-            image = image.crop((left, top, left + self.resolution, top + self.resolution))
+            image = _resized(image, side, 'short', self.interpolation)
+            left, top = (int(rng.integers(length - self.resolution + 1)) for length in reversed(image.shape))
+            image = pixels.crop(image, left, top, self.resolution)
         else:
-            image = self._crop(image, rng).resize((self.resolution, self.resolution), self.filter)
+            image = pixels.of_image(self._crop(image, rng))
+            image = pixels.resize(image, (self.resolution, self.resolution), self.interpolation)
         if self.flip:
             image = _flip(image, rng)
         if self.jitter:
             image = color_jitter(image, self.jitter, rng)
-        return np.asarray(image)
+        return pixels.to_rgb(image)
 
     def _crop(self, image: AnyImage, rng: np.random.Generator) -> Image.Image:
         image = image if isinstance(image, EncodedImage) else _as_image(image)
@@ -127,12 +112,12 @@ class TestTransform:
     resolution: int
     side: int
     resize: str
-    filter: Image.Resampling
+    interpolation: str
 
     def __call__(self, image: AnyImage, rng: np.random.Generator | None = None) -> np.ndarray:
-        image = _resized(_as_image(image), self.side, self.resize, self.filter)
-        left, top = (_center(length, self.resolution) for length in image.size)
-        return np.asarray(image.crop((left, top, left + self.resolution, top + self.resolution)))
+        image = _resized(image, self.side, self.resize, self.interpolation)
+        left, top = (_center(length, self.resolution) for length in reversed(image.shape))
+        return pixels.to_rgb(pixels.crop(image, left, top, self.resolution))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +128,19 @@ class ShiftedTransform:
     side: int
     jitter: float
     resize: str
-    filter: Image.Resampling
+    interpolation: str
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
-        image = _resized(_as_image(image), self.side, self.resize, self.filter)
+        image = _resized(image, self.side, self.resize, self.interpolation)
         image = color_jitter(_flip(image, rng), self.jitter, rng)
-        left, top = (_center(length, self.resolution) for length in image.size)
+        left, top = (_center(length, self.resolution) for length in reversed(image.shape))
         if left > 0:
             left += int(rng.integers(-left, left + 1))
-        return np.asarray(image.crop((left, top, left + self.resolution, top + self.resolution)))
+        return pixels.to_rgb(pixels.crop(image, left, top, self.resolution))
 
 
-def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> Image.Resampling:
-    """Refuse impossible arguments; return Pillow's filter."""
+def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> None:
+    """Refuse impossible arguments."""
     if resolution < 1:
         raise UsageError(f'The resolution is {resolution}; expected a positive number of pixels.')
     if resize_ratio < 1:
@@ -167,7 +152,6 @@ def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> Im
             f'The interpolation is {interpolation!r}; expected {" or ".join(INTERPOLATIONS)}.'
             f'{nearest(interpolation, INTERPOLATIONS)}'
         )
-    return INTERPOLATIONS[interpolation]
 
 
 def make_train(
@@ -207,8 +191,10 @@ def make_train(
         )
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
-    filter = _check(resolution, interpolation, resize_ratio)
-    return TrainTransform(resolution, tuple(scale), tuple(ratio), flip, jitter, crop, resize_ratio, filter, fast_decode)
+    _check(resolution, interpolation, resize_ratio)
+    return TrainTransform(
+        resolution, tuple(scale), tuple(ratio), flip, jitter, crop, resize_ratio, interpolation, fast_decode
+    )
 
 
 def make_test(
@@ -228,14 +214,14 @@ def make_test(
       crop: False for the whole image: the longer side becomes the resolution, the rest is padded with zeros.
       interpolation: 'bilinear' or 'bicubic', antialiased.
     """
-    filter = _check(resolution, interpolation, resize_ratio)
+    _check(resolution, interpolation, resize_ratio)
     if not crop:
-        return TestTransform(resolution, resolution, 'long', filter)
+        return TestTransform(resolution, resolution, 'long', interpolation)
     if resize not in ('short', 'height'):
         raise UsageError(
             f'The resize is {resize!r}; expected short or height.{nearest(resize, ("short", "height"))}'
         )
-    return TestTransform(resolution, resize_side(resolution, resize_ratio), resize, filter)
+    return TestTransform(resolution, resize_side(resolution, resize_ratio), resize, interpolation)
 
 
 def make_finetune(
@@ -264,4 +250,4 @@ def make_finetune(
             f'{nearest(augmentation, ("test", "v2"))}'
         )
     test = make_test(resolution, resize_ratio, resize, interpolation=interpolation)
-    return ShiftedTransform(resolution, test.side, 0.05, resize, test.filter)
+    return ShiftedTransform(resolution, test.side, 0.05, resize, interpolation)
