@@ -153,9 +153,14 @@ class Optimization:
         return round(epochs * num_images / self.batch_size)
 
 
+def count_steps(o: Optimization, num_images: int) -> int:
+    """Return the steps of a phase, at least one."""
+    return max(1, o.steps(o.epochs, num_images))
+
+
 def make_optimizer(o: Optimization, num_images: int) -> tuple[int, optax.GradientTransformation, optax.Schedule]:
     """Return (steps of the phase, optimizer, learning rate as a function of the step)."""
-    num_steps = max(1, o.steps(o.epochs, num_images))
+    num_steps = count_steps(o, num_images)
     schedule = optim.make_schedule(
         o.schedule,
         optim.learning_rate(o.lr, o.batch_size, o.lr_rule),
@@ -164,6 +169,16 @@ def make_optimizer(o: Optimization, num_images: int) -> tuple[int, optax.Gradien
         warmup_steps=o.steps(o.warmup_epochs, num_images),
     )
     return num_steps, optim.make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay), schedule
+
+
+def describe(o: Optimization, num_images: int, repeats: int) -> str:
+    """Say how long a phase is, in samples seen, and in the paper's epochs where copies of images make those differ."""
+    samples = count_steps(o, num_images) * o.batch_size
+    text = f'{samples // o.batch_size:,} steps of {o.batch_size} see {samples:,} samples of {num_images:,} images'
+    if repeats == 1:
+        return f'{text}.'
+    epochs = samples / pipeline.epoch_samples(num_images, repeats)
+    return f'{text}, {repeats} copies of each in a batch: {epochs:.1f} epochs as the paper counts them.'
 
 
 def prepare(
@@ -238,6 +253,7 @@ def run(
             now = checkpoints.restore(blank, restore_step or None)
             log.info('%s goes on from step %d of %d.', title, int(now.step), num_steps)
         else:
+            log.info('%s: %s', title, describe(o, len(source), repeats))
             key = jax.random.key(seed)
             now = state.create(model, tx, o.trainable, key=key, mesh=mesh, layout=layout, variables=variables)
         write_metadata(directory, metadata)

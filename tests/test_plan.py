@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from configs import base
-from fixres_jax import checkpoint, models, plan, state
+from configs import base, resnet50
+from fixres_jax import checkpoint, models, plan, state, train
 from fixres_jax.data import decoding
 from fixres_jax.errors import UsageError
 
@@ -99,3 +99,11 @@ def test_without_a_network_it_is_the_published_resnet50(config):
     named = plan.name_network(config, {})
     assert (named.model.name, named.model.width) == ('resnet50', 64)
     assert config.model.name == ''  # the caller's is as it was
+
+
+def test_a_phase_says_its_length_in_samples_and_in_the_papers_epochs():
+    paper = plan.training(resnet50.get_config())
+    text = train.describe(paper, 1_281_167, repeats=3)
+    assert text.startswith('600,547 steps of 512 see 307,480,064 samples of 1,281,167 images, 3 copies')
+    assert '120.0 epochs as the paper counts' in text
+    assert 'epochs' not in train.describe(paper, 1_281_167, repeats=1)
