@@ -39,7 +39,7 @@ OPTIONS = (
     '--config.checkpoint_every_steps=4',
 )
 MOMENTS = ('Phase train begins', 'Phase sweep begins', 'Phase adapt begins', 'Phase evaluate begins')
-MOMENTS += ('Phase studies begins', 'Phase report begins')
+MOMENTS += ('Phase studies begins', 'Phase report begins', 'saving')
 
 
 def start(workdir, cache):
@@ -53,12 +53,16 @@ def start(workdir, cache):
     return process, log
 
 
+def saving(workdir):
+    """Say whether a checkpoint is being written."""
+    return any(Path(workdir).glob('*/checkpoints/*orbax-checkpoint-tmp*'))
+
+
 def phase_of(workdir):
     """Say what a run was doing by what it left: the phase, and whether a checkpoint was being written."""
     text = Path(f'{workdir}.log').read_text()
     phases = [line.split('Phase ')[1].split()[0] for line in text.splitlines() if 'Phase ' in line and 'begins' in line]
-    unfinished = list(Path(workdir).glob('*/checkpoints/*orbax-checkpoint-tmp*'))
-    return (phases[-1] if phases else 'starting') + (', saving' if unfinished else '')
+    return (phases[-1] if phases else 'starting') + (', saving' if saving(workdir) else '')
 
 
 def kill_once(workdir, cache, rng, limit, moment):
@@ -66,15 +70,17 @@ def kill_once(workdir, cache, rng, limit, moment):
     Path(f'{workdir}.log').write_text('')
     process, log = start(workdir, cache)
     began = time.monotonic()
-    wait = rng.uniform(0, 1.5) if moment else rng.uniform(0.1, limit)
+    wait = rng.uniform(0.1, limit)
+    if moment:
+        wait = 0.0 if moment == 'saving' else rng.uniform(0, 0.4)
     while process.poll() is None:
-        if moment and moment in Path(f'{workdir}.log').read_text():
+        if moment and (moment in Path(f'{workdir}.log').read_text() or moment == 'saving' and saving(workdir)):
             began, moment = time.monotonic(), None
         if not moment and time.monotonic() - began > wait:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             break
-        time.sleep(0.02)
+        time.sleep(0.005)
     log.close()
     if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f'A restarted run failed:\n{Path(f"{workdir}.log").read_text()[-3000:]}')

@@ -30,7 +30,7 @@ LAYERS = [
     ['main'],
     ['dryrun'],
 ]
-DATA_MAY_IMPORT = {'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
+DATA_MAY_IMPORT = {'numba', 'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
 FORBIDDEN = ('config.get(', '/work/', '../shared', 'pmap(', 'shard_map(', 'flax.training')
 
 
