@@ -10,6 +10,7 @@ the report are equal, and no unfinished file has a final name. Exits with 1 when
 
 import argparse
 import collections
+import contextlib
 import json
 import os
 import random
@@ -53,28 +54,35 @@ def start(workdir, cache):
     return process, log
 
 
-def saving(workdir):
-    """Say whether a checkpoint is being written."""
-    return any(Path(workdir).glob('*/checkpoints/*orbax-checkpoint-tmp*'))
+def unfinished(workdir):
+    """Return the folders of checkpoints that are being written, or were when the run was killed."""
+    found = set()
+    for path in Path(workdir).glob('*/checkpoints/*orbax-checkpoint-tmp*'):
+        with contextlib.suppress(FileNotFoundError):  # it was finished meanwhile
+            found.add(path.stat().st_ino)
+    return found
 
 
-def phase_of(workdir):
+def phase_of(workdir, earlier):
     """Say what a run was doing by what it left: the phase, and whether a checkpoint was being written."""
     text = Path(f'{workdir}.log').read_text()
     phases = [line.split('Phase ')[1].split()[0] for line in text.splitlines() if 'Phase ' in line and 'begins' in line]
-    return (phases[-1] if phases else 'starting') + (', saving' if saving(workdir) else '')
+    return (phases[-1] if phases else 'starting') + (', saving' if unfinished(workdir) - earlier else '')
 
 
 def kill_once(workdir, cache, rng, limit, moment):
     """Run until a random moment, kill; return what was killed, or None when the run ended first."""
     Path(f'{workdir}.log').write_text('')
+    earlier = unfinished(workdir)
     process, log = start(workdir, cache)
     began = time.monotonic()
     wait = rng.uniform(0.1, limit)
     if moment:
         wait = 0.0 if moment == 'saving' else rng.uniform(0, 0.4)
     while process.poll() is None:
-        if moment and (moment in Path(f'{workdir}.log').read_text() or moment == 'saving' and saving(workdir)):
+        text = Path(f'{workdir}.log').read_text()
+        met = unfinished(workdir) - earlier if moment == 'saving' else (moment or '') in text
+        if moment and met:
             began, moment = time.monotonic(), None
         if not moment and time.monotonic() - began > wait:
             os.killpg(process.pid, signal.SIGKILL)
@@ -84,7 +92,7 @@ def kill_once(workdir, cache, rng, limit, moment):
     log.close()
     if process.returncode not in (0, -signal.SIGKILL):
         sys.exit(f'A restarted run failed:\n{Path(f"{workdir}.log").read_text()[-3000:]}')
-    return None if process.returncode == 0 else phase_of(workdir)
+    return None if process.returncode == 0 else phase_of(workdir, earlier)
 
 
 def finish(workdir, cache):
