@@ -1,5 +1,6 @@
 """Losses, hits, their sums and intervals, and the log of a run's numbers."""
 
+import functools
 import io
 import json
 import math
@@ -116,9 +117,6 @@ class MetricsLog:
     """
 
     def __init__(self, directory: epath.Path, start_step: int):
-        # Imported here: only the process that writes the log needs it.
-        from tensorboardX import SummaryWriter
-
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / 'metrics.jsonl'
@@ -127,7 +125,14 @@ class MetricsLog:
         temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
         temporary.replace(self._path)
         self._file = self._path.open('a')
-        self._board = SummaryWriter(str(directory / 'tensorboard'), purge_step=start_step + 1)
+        self._start_step = start_step
+
+    @functools.cached_property
+    def _board(self) -> Any:
+        # Imported here: only the process that writes the log needs it, and the first step need not wait for it.
+        from tensorboardX import SummaryWriter
+
+        return SummaryWriter(str(self._path.parent / 'tensorboard'), purge_step=self._start_step + 1)
 
     def write(self, step: int, **values: float) -> None:
         """Add one line; it is in the file when this returns."""

@@ -79,11 +79,14 @@ def put(tree: Any, mesh: Mesh) -> Any:
 
 
 def prefetch(batches: Iterable[Any], mesh: Mesh, size: int = 2) -> Iterator[tuple[Any, Any]]:
-    """Yield (host batch, device batch), keeping `size` batches on their way to the devices."""
+    """Yield (host batch, device batch), keeping `size` batches on their way to the devices.
+
+    The first step does not wait for the batches after it: the lead grows in the steps that follow.
+    """
     queue = collections.deque()
-    for batch in batches:
+    for number, batch in enumerate(batches):
         queue.append((batch, put(batch, mesh)))
-        if len(queue) > size:
+        if len(queue) > min(size, number // 2):
             yield queue.popleft()
     yield from queue
 

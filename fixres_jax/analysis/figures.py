@@ -4,12 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
-from fixres_jax.analysis.plots import AFTER, BEFORE, CHANCE, save
+from fixres_jax.analysis.plots import AFTER, BEFORE, CHANCE, Figure, new_figure, save, shades
 from fixres_jax.metrics import read_arrays
 
 Numbers = dict[str, Any]
@@ -35,7 +33,7 @@ def read(workdir: epath.Path, name: str) -> Numbers | None:
 
 def roc(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw the areas of the regions that training and testing show (figure 2 of the paper)."""
-    figure = Figure(figsize=(7, 4), layout='constrained')
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     edges = 100 * arrays['edges']
     for name, colour, label in (('train', BEFORE, 'training'), ('test', AFTER, 'test')):
@@ -58,8 +56,8 @@ def activations(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw the cumulative distributions of the pooled activations, before and after (figures 3 and 4 of the paper)."""
     rows = numbers['rows']
     resolutions = sorted({row['resolution'] for row in rows})
-    colours = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(resolutions)))
-    figure = Figure(figsize=(9, 4.2), layout='constrained')
+    colours = shades(len(resolutions))
+    figure = new_figure(9, 4.2)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     tails = [np.interp(0.99, arrays['shares'], values) for name, values in arrays.items() if name != 'shares']
     for axes, network, title in zip(panels, ('before', 'after'), ('not adapted', 'adapted at each size'), strict=True):
@@ -79,7 +77,7 @@ def activations(numbers: Numbers, arrays: Arrays) -> Figure:
 def ablation(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw what each part of the adaptation is worth, as paired differences from doing nothing."""
     rows = [row for row in numbers['rows'] if row['part'] != 'nothing']
-    figure = Figure(figsize=(7, 1.2 + 0.45 * len(rows)), layout='constrained')
+    figure = new_figure(7, 1.2 + 0.45 * len(rows))
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
         d = row['minus_nothing']
@@ -101,7 +99,7 @@ def examples(numbers: Numbers, arrays: Arrays) -> Figure | None:
         return None
     columns = 4
     heights = [-(-len(found[kind]) // columns) for kind in kinds]
-    figure = Figure(figsize=(2.2 * columns, sum(2.75 * height + 0.4 for height in heights)), layout='constrained')
+    figure = new_figure(2.2 * columns, sum(2.75 * height + 0.4 for height in heights))
     parts = figure.subfigures(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, kind, height in zip(parts, kinds, heights, strict=True):
         title = {'gained': 'wrong before, right after', 'lost': 'right before, wrong after'}[kind]
@@ -118,8 +116,8 @@ def examples(numbers: Numbers, arrays: Arrays) -> Figure | None:
 def grid(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw accuracy against test resolution for several training resolutions (figure 5 of the paper)."""
     rows = numbers['rows']
-    colours = matplotlib.colormaps['viridis'](np.linspace(0, 0.9, len(rows)))
-    figure = Figure(figsize=(10, 4.2), layout='constrained')
+    colours = shades(len(rows))
+    figure = new_figure(10, 4.2)
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for row, colour in zip(rows, colours, strict=True):
         adapted = 'own' if any('top1_own' in point for point in row['curve']) else 'after'

@@ -12,7 +12,6 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import optimize
 
 from fixres_jax.errors import UsageError
 
@@ -70,6 +69,8 @@ def fit(values: np.ndarray, shape: float | None = SHAPE) -> Frechet:
         raise UsageError(f'The shape is {shape}; expected -1 to 1, where the mean exists.')
     mean, width, skew = _l_moments(values)
     if shape is None:
+        from scipy import optimize  # takes a fifth of a second to import, which the start of a run need not wait for
+
         low, high = (_skew(bound) for bound in SHAPES)
         shape = optimize.brentq(lambda x: _skew(x) - np.clip(skew, low, high), *SHAPES)
     shape = math.copysign(max(abs(shape), _GUMBEL), shape)

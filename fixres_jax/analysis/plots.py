@@ -4,16 +4,33 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 from etils import epath
-from matplotlib.figure import Figure
 
 BEFORE, AFTER, OWN, CHANCE = '#4477aa', '#cc3311', '#228833', '#999999'  # told apart by the colour-blind as well
 
 
+Figure = Any  # a matplotlib Figure; matplotlib is imported when the first one is drawn, at the end of a run
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure, its size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout='constrained')
+
+
+def shades(count: int) -> np.ndarray:
+    """Return that many colours from dark to light, float[count, 4]."""
+    import matplotlib
+
+    return matplotlib.colormaps['viridis'](np.linspace(0, 0.9, count))
+
+
 def save(figure: Figure, path: epath.Path) -> None:
     """Write a figure as PNG, whole or not at all."""
+    import matplotlib
+
     buffer = io.BytesIO()
     with matplotlib.rc_context({'font.size': 11}):
         figure.savefig(buffer, format='png', dpi=150)
@@ -37,7 +54,7 @@ def accuracy_by_resolution(
       count: test images.
       title: of the picture.
     """
-    figure = Figure(figsize=(7, 4.5), layout='constrained')
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
     x = np.array([row['resolution'] for row in curve])
     for suffix, colour, marker, label in (
@@ -71,7 +88,7 @@ def training_curves(phases: dict[str, Sequence[dict[str, float]]]) -> Figure:
       phases: phase -> lines of its `metrics.jsonl`.
     """
     phases = {name: lines for name, lines in phases.items() if lines}
-    figure = Figure(figsize=(9, 3.2 * max(1, len(phases))), layout='constrained')
+    figure = new_figure(9, 3.2 * max(1, len(phases)))
     rows = figure.subplots(max(1, len(phases)), 2, squeeze=False)
     for (name, lines), (left, right) in zip(phases.items(), rows, strict=True):
         steps = [line['step'] for line in lines]
