@@ -5,6 +5,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -125,26 +126,28 @@ class MetricsLog:
         temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
         temporary.replace(self._path)
         self._file = self._path.open('a')
-        self._start_step = start_step
-
-    @functools.cached_property
-    def _board(self) -> Any:
-        # Imported here: only the process that writes the log needs it, and the first step need not wait for it.
-        from tensorboardX import SummaryWriter
-
-        return SummaryWriter(str(self._path.parent / 'tensorboard'), purge_step=self._start_step + 1)
+        # The loop waits neither for TensorBoard's import, which the first line starts, nor for its files.
+        self._background = futures.ThreadPoolExecutor(1)
+        self._board = functools.cache(lambda: _open_board(directory / 'tensorboard', start_step + 1))
 
     def write(self, step: int, **values: float) -> None:
         """Add one line; it is in the file when this returns."""
         self._file.write(json.dumps({'step': step, **values}) + '\n')
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._background.submit(lambda *point: self._board().add_scalar(*point), name, value, step)
 
     def close(self) -> None:
         """Finish both files."""
         self._file.close()
-        self._board.close()
+        self._background.submit(lambda: self._board().close()).result()
+        self._background.shutdown()
+
+
+def _open_board(directory: epath.Path, purge_step: int) -> Any:
+    from tensorboardX import SummaryWriter  # only the process that writes the log needs it
+
+    return SummaryWriter(str(directory), purge_step=purge_step)
 
 
 def read_metrics(path: epath.Path) -> list[dict[str, float]]:
