@@ -1,10 +1,12 @@
 """What the launchers rely on: fields of the JobSet, files that the container recipes name, shell that parses."""
 
 import math
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import venv
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,27 @@ def test_a_container_recipe_installs_and_starts_the_program(name, extra):
     (command,) = [rest for keyword, rest in steps if keyword == 'RUN']
     assert shlex.split(command) == ['pip', 'install', '--no-cache-dir', '-r', 'requirements.txt', extra]
     assert yaml.safe_load(steps[-1][1]) == ['python', '-m', 'fixres_jax.main']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['tpu', 'cuda'])
+def test_the_commands_of_a_container_recipe_run_in_a_clean_environment(name, tmp_path):
+    venv.create(tmp_path / 'venv', with_pip=True)
+    folder = tmp_path / 'fixres-jax'
+    folder.mkdir()
+    environment = {'PATH': f'{tmp_path}/venv/bin:{os.environ["PATH"]}', 'HOME': str(tmp_path), 'JAX_PLATFORMS': 'cpu'}
+    for keyword, rest in instructions(LAUNCH / f'Dockerfile.{name}'):
+        if keyword == 'COPY':
+            source, target = shlex.split(rest)
+            subprocess.run(['cp', '-r', ROOT / source, folder / target], check=True)
+        elif keyword == 'RUN':
+            subprocess.run(shlex.split(rest), cwd=folder, env=os.environ | environment, check=True)
+        elif keyword == 'ENTRYPOINT':
+            options = ['--config=configs/quickstart.py', f'--workdir={tmp_path}/run', '--config.task=train']
+            options += [f'--config.data.drawings.{split}=600' for split in ('train', 'val')]
+            options += ['--config.train.epochs=0.03']
+            subprocess.run([*yaml.safe_load(rest), *options], cwd=folder, env=environment, check=True)
+    assert (tmp_path / 'run' / 'train' / 'fixres.json').exists()
 
 
 @pytest.mark.parametrize('path', sorted(LAUNCH.glob('*.sh')), ids=lambda path: path.name)
