@@ -133,6 +133,7 @@ def grid(numbers: Numbers, arrays: Arrays) -> Figure:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel('top-1 accuracy (%)')
     panels[0].legend()
+    figure.suptitle('Accuracy by training and test resolution; bands: 95 % intervals of each point alone', fontsize=12)
     return figure
 
 
