@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fixres_jax import preemption, sharding, trees
+from fixres_jax import files, preemption, sharding, trees
 from fixres_jax.data import pipeline
 from fixres_jax.errors import UsageError
 from fixres_jax.models import EVAL
@@ -100,6 +100,7 @@ class _Writer:
             self._values = jax.jit(lambda: jnp.zeros(shape, DTYPES[dtype]), out_shardings=self._place)()
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
+            files.private(path)
             self._values = np.memmap(path, DTYPES[dtype], 'w+', shape=shape)
 
     def put(self, number: int, batch: jax.Array) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import optax
 from etils import epath
 
+from fixres_jax import files
+
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -88,21 +90,14 @@ def paired(only_first: int, only_second: int, count: int) -> dict[str, float]:
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.tmp'
-    temporary.write_text(json.dumps(value, indent=2) + '\n')
-    temporary.replace(path)
+    files.write(path, json.dumps(value, indent=2) + '\n')
 
 
 def write_arrays(path: epath.Path, arrays: Mapping[str, Any]) -> None:
     """Write named arrays as an .npz file, whole or not at all."""
-    path, buffer = epath.Path(path), io.BytesIO()
+    buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.tmp'
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    files.write(path, buffer.getvalue())
 
 
 def read_arrays(path: epath.Path) -> dict[str, np.ndarray]:
@@ -122,9 +117,7 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / 'metrics.jsonl'
         kept = [line for line in read_metrics(self._path) if line['step'] <= start_step]
-        temporary = directory / '.metrics.jsonl.tmp'
-        temporary.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-        temporary.replace(self._path)
+        files.write(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
         self._file = self._path.open('a')
         # The loop waits neither for TensorBoard's import, which the first line starts, nor for its files.
         self._background = futures.ThreadPoolExecutor(1)

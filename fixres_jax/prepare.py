@@ -21,6 +21,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
+from fixres_jax import files
 from fixres_jax.data import shards, sources
 from fixres_jax.data.decoding import decode
 from fixres_jax.errors import RunError, UsageError
@@ -70,9 +71,7 @@ class Job:
         note.unlink(missing_ok=True)
         part = {'job': self.identity, 'labels': [], 'names': [], 'left_out': []}
         part |= shards.write(path, self._records(range(first, last), part))
-        partial = note.with_name(f'.{note.name}.incomplete')
-        partial.write_text(json.dumps(part))
-        partial.replace(note)
+        files.write(note, json.dumps(part))
         return part
 
     def _records(self, indices: range, part: dict[str, Any]) -> Iterator[bytes]:

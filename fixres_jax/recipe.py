@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from fixres_jax import analyze, phases, processes
+from fixres_jax import analyze, files, phases, processes
 from fixres_jax.analysis import html, report
 from fixres_jax.errors import UsageError, nearest
 from fixres_jax.metrics import write_json
@@ -35,7 +35,7 @@ def report_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         environment=_environment(),
     )
     report.write(plan.workdir, value)
-    report.write_text(plan.workdir / 'report.html', html.page(plan.workdir, value))
+    files.write(plan.workdir / 'report.html', html.page(plan.workdir, value))
     log.info('\n%s', report.summary(value))
     log.info('The report is in %s.', plan.workdir / 'report.md')
     return {}

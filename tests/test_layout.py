@@ -12,7 +12,7 @@ CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 
 # A module imports from the lines above its own; the modules of one folder may import each other.
 LAYERS = [
-    ['errors', '__init__', '__version__'],
+    ['errors', 'files', '__init__', '__version__'],
     ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums'],
     ['footprint', 'workdir', 'models', 'data', 'analysis.frechet'],
     ['optim', 'state', 'prepare', 'analysis.sizes', 'releases', 'state_dicts'],
@@ -72,7 +72,7 @@ def test_data_imports_no_accelerator_library():
         if path.parent.name == 'data':
             known = DATA_MAY_IMPORT | set(sys.stdlib_module_names)
             for name in imports(path):
-                ours = name.startswith(('fixres_jax.data', 'fixres_jax.errors'))
+                ours = name.startswith(('fixres_jax.data', 'fixres_jax.errors', 'fixres_jax.files'))
                 assert ours or name.split('.')[0] in known, f'{path} imports {name}'
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from fixres_jax import files
+
 BEFORE, AFTER, OWN, CHANCE = '#4477aa', '#cc3311', '#228833', '#999999'  # told apart by the colour-blind as well
 
 
@@ -34,11 +36,7 @@ def save(figure: Figure, path: epath.Path) -> None:
     buffer = io.BytesIO()
     with matplotlib.rc_context({'font.size': 11}):
         figure.savefig(buffer, format='png', dpi=150)
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.tmp'
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    files.write(path, buffer.getvalue())
 
 
 def accuracy_by_resolution(

@@ -4,6 +4,7 @@ from typing import Any
 
 from etils import epath
 
+from fixres_jax import files
 from fixres_jax.analysis import plots
 from fixres_jax.evaluate import compare, find_point
 from fixres_jax.metrics import read_metrics, write_json
@@ -241,12 +242,5 @@ def write(workdir: epath.Path, report: dict[str, Any]) -> None:
     lines = {phase: read_metrics(workdir / phase / 'metrics.jsonl') for phase in ('train', 'finetune')}
     if any(lines.values()):
         plots.save(plots.training_curves(lines), workdir / 'plots' / 'training.png')
-    write_text(workdir / 'report.md', markdown(report))
+    files.write(workdir / 'report.md', markdown(report))
     write_json(workdir / 'report.json', report)
-
-
-def write_text(path: epath.Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.parent / f'.{path.name}.tmp'
-    temporary.write_text(text)
-    temporary.replace(path)

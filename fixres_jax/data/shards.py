@@ -15,6 +15,7 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
+from fixres_jax import files
 from fixres_jax.data.folders import PackedStrings
 from fixres_jax.errors import RunError, UsageError
 
@@ -104,16 +105,14 @@ def write(path: epath.Path, records: Sequence[bytes]) -> dict[str, Any]:
     Returns:
       {'file', 'bytes', 'count', 'sha256'}, its entry in the manifest.
     """
-    partial = path.with_name(f'.{path.name}.incomplete')
-    writer = array_record_module.ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-    count = 0
-    for record in records:
-        writer.write(record)
-        count += 1
-    writer.close()
-    entry = {'file': path.name, 'bytes': partial.stat().length, 'count': count, 'sha256': checksum(partial)}
-    partial.replace(path)
-    return entry
+    with files.whole(path) as partial:
+        writer = array_record_module.ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+        count = 0
+        for record in records:
+            writer.write(record)
+            count += 1
+        writer.close()
+        return {'file': path.name, 'bytes': partial.stat().length, 'count': count, 'sha256': checksum(partial)}
 
 
 def checksum(path: epath.PathLike) -> str:
@@ -143,6 +142,4 @@ def write_manifest(folder: epath.Path, class_names: Sequence[str], parts: Sequen
         'checksums': {name: checksum(folder / name) for name in (LABELS, NAMES)},
         **more,
     }
-    partial = folder / f'.{MANIFEST}.incomplete'
-    partial.write_text(json.dumps(manifest, indent=1))
-    partial.replace(folder / MANIFEST)
+    files.write(folder / MANIFEST, json.dumps(manifest, indent=1))

@@ -1,0 +1,37 @@
+"""Files that are there whole or not at all, and that only their owner can read while they are written."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from etils import epath
+
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)  # it can only be read by setting it
+
+
+def private(path: epath.PathLike) -> None:
+    """Make an empty file that nobody else can read; in a bucket, whose own rules hold, do nothing."""
+    if '://' not in str(path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+@contextlib.contextmanager
+def whole(path: epath.PathLike) -> Iterator[epath.Path]:
+    """Give a private temporary file beside a path; it takes the path's place when the block ends without an error."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f'.{path.name}.incomplete'
+    private(temporary)
+    yield temporary
+    if '://' not in str(path):
+        os.chmod(temporary, 0o666 & ~_UMASK)
+    temporary.replace(path)
+
+
+def write(path: epath.PathLike, content: str | bytes) -> None:
+    """Write a file whole or not at all, text as UTF-8; its folder is made."""
+    with whole(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
