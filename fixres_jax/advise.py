@@ -1,8 +1,8 @@
 """Advise on resolutions: which to test at, which to train at, and what each costs.
 
-    python -m fixres_jax.advise --train_resolution 224 --model resnet50
-    python -m fixres_jax.advise --train_resolution 224 --images FOLDER --wanted_test_resolution 224
-    python -m fixres_jax.advise --train_resolution 224 --images_per_second 900 --max_milliseconds 2
+    python -m fixres_jax.advise --train-resolution 224 --model resnet50
+    python -m fixres_jax.advise --train-resolution 224 --images FOLDER --wanted-test-resolution 224
+    python -m fixres_jax.advise --train-resolution 224 --images-per-second 900 --max-milliseconds 2
 
 Everything follows from how large objects look in training and in the test, and from the network's counted work; no
 network is run and no pixel is decoded. The modules that import jax are imported late: help needs none.
@@ -120,7 +120,7 @@ def advise(
         if value is not None and value <= 0:
             raise UsageError(f'{name}={value} is not above 0.')
     if (images_per_second is None) != (max_milliseconds is None):
-        raise UsageError('images_per_second and max_milliseconds go together: give both or neither.')
+        raise UsageError('--images-per-second and --max-milliseconds go together: give both or neither.')
     mean, std = sizes.closed_form(train, test)
     spread = sizes.Spread(mean, std, *[float('nan')] * 3)
     if image_sizes is not None:
@@ -221,19 +221,19 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add('--train_resolution', type=int, default=224, help='pixels')
+    add('--train-resolution', type=int, default=224, help='pixels')
     add('--crop', default='torchvision', help='sampler of training crops: torchvision, tensorflow or resize')
     add('--scale', type=float, nargs=2, default=(0.08, 1.0), help='range of the area of a crop over the image')
     add('--ratio', type=float, nargs=2, default=(3 / 4, 4 / 3), help='range of width over height of a crop')
-    add('--train_resize_ratio', type=float, default=sizes.TEST_RATIO, help='with --crop resize: side over crop')
-    add('--resize_ratio', type=float, default=sizes.TEST_RATIO, help='in the test: shorter side over crop')
+    add('--train-resize-ratio', type=float, default=sizes.TEST_RATIO, help='with --crop resize: side over crop')
+    add('--resize-ratio', type=float, default=sizes.TEST_RATIO, help='in the test: shorter side over crop')
     add('--resize', default='short', help='in the test: the side resized, short, height or long')
     add('--images', help='folder of images whose sizes count; without it they are taken to be square')
     add('--model', default='resnet50', help='network whose work is counted; none to leave it out')
     add('--width', type=int, default=64, help='channels of its stem')
-    add('--wanted_test_resolution', type=int, help='find the training resolution for this')
-    add('--images_per_second', type=float, help='measured, forward, at the training resolution')
-    add('--max_milliseconds', type=float, help='of an image at the test resolution, wanted')
+    add('--wanted-test-resolution', type=int, help='find the training resolution for this')
+    add('--images-per-second', type=float, help='measured, forward, at the training resolution')
+    add('--max-milliseconds', type=float, help='of an image at the test resolution, wanted')
     add('--json', action='store_true', help='print everything as JSON')
     return parser.parse_args(argv)
 

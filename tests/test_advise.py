@@ -70,7 +70,7 @@ def test_impossible_wishes_are_refused(options, words):
 
 
 def test_the_command_prints_json_and_one_line_for_a_misspelt_model(tiny_folder):
-    command = [sys.executable, '-m', 'fixres_jax.advise', '--train_resolution', '64']
+    command = [sys.executable, '-m', 'fixres_jax.advise', '--train-resolution', '64']
     options = ['--images', str(tiny_folder), '--model', 'none', '--json']
     done = subprocess.run(command + options, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)['num_images'] == 72
