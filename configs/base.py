@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     c.data.held_out_fraction = 0.02  # of the training images, kept from training to choose the test resolution on
     c.data.held_out_list = ''  # file of names, one a line, to hold out instead of a fraction
     c.data.few_shot = 0.0  # training images of each class: a number, or a fraction below 1; 0: all
+    c.data.few_shot_list = ''  # file of names, one a line, to train on instead
     c.data.classes = ()  # names of the classes to use; (): all
     c.data.mean = ()  # of each channel, 0 to 1; (): that of init_from, or ImageNet's
     c.data.std = ()  # likewise

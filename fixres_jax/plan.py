@@ -290,7 +290,9 @@ def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:
         raise UsageError(
             'Nothing to choose the test resolution on: set data.held_out_fraction above 0, or give test.resolution.'
         )
-    if data.few_shot:
+    if data.few_shot_list:
+        _, train_source = sources.hold_out_listed(train_source, data.few_shot_list)
+    elif data.few_shot:
         amount = data.few_shot if data.few_shot < 1 else int(data.few_shot)
         train_source = sources.few_shot(train_source, amount, config.seed)
     return train_source, held_out, test_source

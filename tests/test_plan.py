@@ -72,6 +72,10 @@ def test_parts_of_the_data_are_the_configs(config, tmp_path, tiny_folder):
     assert list(made.train_source.class_names) == list(made.test_source.class_names) == classes
     assert np.bincount([made.train_source[i]['label'] for i in range(len(made.train_source))]).tolist() == [2, 2]
     assert made.metadata['held_out']['classes'] == classes
+    config.data.update(classes=(), few_shot=0.0, few_shot_list=str(tmp_path / 'list'), held_out_fraction=0.0)
+    config.test.resolution = 32
+    made = make(config, tmp_path)
+    assert [made.train_source.name(index) for index in range(len(made.train_source))] == names
 
 
 @pytest.mark.parametrize('task', ['evaluate', 'extract', 'recipe'])
