@@ -18,12 +18,16 @@ from fixres_jax.progress import log
 
 def roc(plan: Plan, networks: Networks | None) -> studies.Study:
     """Regions that training and testing show of the training images."""
-    return studies.roc(
-        plan.train_source,
-        sizes.TrainCrop(scale=plan.train_transform.scale, ratio=plan.train_transform.ratio),
-        sizes.TestCrop(plan.resizing['resize_ratio']),
-        seed=plan.seed,
-    )
+    return studies.roc(plan.train_source, *crops(plan), seed=plan.seed)
+
+
+def crops(plan: Plan) -> tuple[sizes.TrainCrop, sizes.TestCrop]:
+    """Return how the network's training images were cropped, and how its test images are."""
+    trained = plan.train_transform
+    train = sizes.TrainCrop(plan.metadata['crop'], trained.scale, trained.ratio, trained.resize_ratio)
+    if not plan.test_crop:
+        return train, sizes.TestCrop(1.0, 'long')
+    return train, sizes.TestCrop(plan.resizing['resize_ratio'], plan.resizing['resize'])
 
 
 def activations(plan: Plan, networks: Networks | None) -> studies.Study:

@@ -7,7 +7,8 @@ import pytest
 from etils import epath
 
 from configs import base, resnet50
-from fixres_jax import checkpoint, models, plan, state, train
+from fixres_jax import analyze, checkpoint, models, plan, state, train
+from fixres_jax.analysis import sizes
 from fixres_jax.data import decoding
 from fixres_jax.errors import UsageError
 
@@ -58,6 +59,20 @@ def test_the_test_transform_is_the_configs(config, tmp_path):
     made = make(config, tmp_path)
     assert made.resizing == {'resize_ratio': 1.0, 'resize': 'height', 'interpolation': 'bicubic'}
     assert not made.test_crop
+
+
+@pytest.mark.parametrize('crop', ['torchvision', 'tensorflow', 'resize'])
+def test_the_study_of_regions_looks_at_the_crops_of_the_run(config, tmp_path, crop):
+    config.train.update(crop=crop, scale=(0.2, 0.9))
+    config.test.update(resize='height', resize_ratio=1.25)
+    made = make(config, tmp_path)
+    train_crop, test_crop = analyze.crops(made)
+    assert (train_crop.crop, train_crop.scale) == (crop, (0.2, 0.9))
+    assert test_crop == sizes.TestCrop(1.25, 'height')
+    numbers, _ = analyze.roc(made, None)
+    assert numbers['crop'] == crop and 0 < numbers['apparent_size']['mean'] < 3
+    config.test.crop = False
+    assert analyze.crops(make(config, tmp_path))[1] == sizes.TestCrop(1.0, 'long')
 
 
 def test_parts_of_the_data_are_the_configs(config, tmp_path, tiny_folder):
