@@ -84,7 +84,7 @@ class DryRun:
         with config.unlocked():
             if config.model.dtype == 'auto':
                 config.model.dtype = 'bfloat16' if devices[0].platform == 'tpu' else 'float32'
-        self._config, self._mesh = config, sharding.make_mesh(devices)
+        self._config, self._mesh, self.model_name = config, sharding.make_mesh(devices), config.model.name
         classes = [f'class {number}' for number in range(config.model.num_classes or 1000)]
         self._model, self._about = plan.make_model(config, {}, classes)
         held_out = round(config.data.held_out_fraction * train_images)
@@ -214,15 +214,15 @@ def run(config: Any, topology: str | None, num_devices: int | None, steps: list[
             raise UsageError(f'--steps={step} is not one of {", ".join(STEPS)}.{nearest(step, STEPS)}')
     devices, chip, devices_per_chip = open_devices(topology, num_devices)
     name = topology or f'{num_devices} virtual CPU devices'
-    print(f'{config.model.name} on {name}: {len(devices)} devices of kind {devices[0].device_kind}')
     dry_run = DryRun(config, devices, train_images=_TRAIN_IMAGES.value, test_images=_TEST_IMAGES.value)
+    print(f'{dry_run.model_name} on {name}: {len(devices)} devices of kind {devices[0].device_kind}')
     if not config.test.resolution:
         print(f'The test resolution is not known before the run: taken as {dry_run.test_resolution}.')
     values = []
     for step in steps:
         values.append(report(step, dry_run.compile(step), devices, chip, devices_per_chip))
         print(describe(values[-1], chip), flush=True)
-    result = {'model': config.model.name, 'devices': name, 'num_devices': len(devices), 'steps': values}
+    result = {'model': dry_run.model_name, 'devices': name, 'num_devices': len(devices), 'steps': values}
     if chip is not None:
         result |= {'hours': sum(value['hours'] for value in values), 'chip': dataclasses.asdict(chip)}
         result['assumption'] = ASSUMPTION

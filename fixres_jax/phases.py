@@ -170,7 +170,7 @@ def evaluate_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     """Evaluate on the test split: the recipe's two networks, or the one that was given."""
     if 'train' not in results:
         networks = {'given': _place(plan, plan.variables)}
-        resolutions = tuple(sorted({*plan.resolutions, plan.given_resolution or plan.train_resolution}))
+        resolutions = plan.resolutions
     else:
         networks = {'before': _load(plan, 'train'), 'after': _load(plan, plan.adaptation)}
         chosen = results['sweep']['test_resolution']

@@ -13,9 +13,6 @@ from fixres_jax.data import drawings, sources, transforms
 from fixres_jax.errors import UsageError, nearest
 from fixres_jax.progress import log
 
-RESIZE_RATIO = (
-    256 / 224
-)  # shorter side over crop in the standard test transform, at every resolution (paper, section 3)
 DEFAULT_NAME, DEFAULT_WIDTH = 'resnet50', 64  # where neither the config nor a given network says
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -104,7 +101,9 @@ def make(config: Any, workdir: epath.Path) -> Plan:
     config = name_network(config, given_metadata)
     train_source, held_out, test_source = _open_data(config, workdir)
     model, metadata = make_model(config, given_metadata, test_source.class_names)
-    resolutions = tuple(config.test.resolutions) or default_resolutions(metadata['train_resolution'])
+    resolutions = tuple(config.test.resolutions) or default_resolutions(
+        metadata['train_resolution'], given_metadata.get('test_resolution')
+    )
     _check_resolutions(config, metadata['train_resolution'], resolutions)
     _check_layers(model, finetuning(config))
     return Plan(
@@ -179,11 +178,14 @@ def name_network(config: Any, given: dict[str, Any]) -> Any:
       UsageError: when it names another network than the one given.
     """
     config = config.copy_and_resolve_references()
-    have = {'name': given.get('architecture', DEFAULT_NAME), 'width': given.get('width', DEFAULT_WIDTH)}
+    have = {
+        'name': given.get('architecture', config.model.name or DEFAULT_NAME),
+        'width': given.get('width', config.model.width or DEFAULT_WIDTH),
+    }
     with config.unlocked():
         config.model.update({field: config.model[field] or have[field] for field in have})
     want = {field: config.model[field] for field in have}
-    if given and want != have:
+    if want != have:
         raise UsageError(
             f'{config.init_from} is a {have["name"]} of width {have["width"]}, and the config says {want["name"]} of '
             f'width {want["width"]}: leave model.name empty and model.width 0 to take the network as it is.'
@@ -212,7 +214,7 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
         'std': list(config.data.std or given.get('std') or models.IMAGENET_STD),
         'train_resolution': train_resolution,
         'test_resolution': config.test.resolution or None,
-        'resize_ratio': config.test.resize_ratio or given.get('resize_ratio') or RESIZE_RATIO,
+        'resize_ratio': config.test.resize_ratio or given.get('resize_ratio') or transforms.TEST_RATIO,
         'resize': config.test.resize or given.get('resize') or 'short',
         'interpolation': config.test.interpolation or given.get('interpolation') or 'bilinear',
         'crop': config.train.crop if trains else given.get('crop') or config.train.crop,
@@ -253,11 +255,11 @@ def _check_layers(model: Any, how: train.Optimization) -> None:
     trees.split(shapes['params'], how.trainable)
 
 
-def default_resolutions(train_resolution: int) -> tuple[int, ...]:
-    """Return multiples of 16 from 0.75 to 2 times the training resolution, and that resolution."""
+def default_resolutions(train_resolution: int, adapted_at: int | None = None) -> tuple[int, ...]:
+    """Return multiples of 16 from 0.75 to 2 times the training resolution, that itself and that of an adaptation."""
     ratios = (0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 1.75, 2.0)
     sizes = {max(models.MIN_RESOLUTION, 16 * round(ratio * train_resolution / 16)) for ratio in ratios}
-    return tuple(sorted(sizes | {train_resolution}))
+    return tuple(sorted(sizes | {train_resolution, adapted_at or train_resolution}))
 
 
 def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:

@@ -106,6 +106,15 @@ def test_a_given_network_says_all_that_the_config_leaves_open(config, given, tmp
     assert made.model.width == 8 and made.model.mean == (0.5,) * 3
 
 
+def test_a_network_is_tested_where_it_was_adapted_unless_the_config_says_where(config, given, tmp_path):
+    about = epath.Path(given) / 'fixres.json'
+    about.write_text(json.dumps(json.loads(about.read_text()) | {'test_resolution': 57}))
+    config.update(task='evaluate', init_from=given)
+    assert {40, 57} <= set(make(config, tmp_path).resolutions)
+    config.test.resolutions = (64,)
+    assert make(config, tmp_path).resolutions == (64,)
+
+
 def test_another_network_than_the_given_one_is_refused(config, given, tmp_path):
     config.update(task='evaluate', init_from=given)
     config.model.name = 'resnet34'

@@ -43,7 +43,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.
       uint32[height, width].
     """
     (height, width), (new_width, new_height) = pixels.shape, size
-    # Pillow's order since version 13; up to 12 it always began across, which moves some pixels by one level.
+    # Pillow's order since version 13; up to 12 it always began across, which gives slightly other pixels.
     down_first = height - new_height > max(0, 2 * (width - new_width))
     for step in (_down, _across) if down_first else (_across, _down):
         pixels = step(pixels, size, RADII[interpolation])
