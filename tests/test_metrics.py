@@ -59,10 +59,24 @@ def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):
     for step in (1, 2, 3):
         log.write(step, loss=1.0 / step, seconds=float(step))
     log.close()
+    points = [(('loss', step, pytest.approx(1 / step)), ('seconds', step, float(step))) for step in (1, 2, 3)]
+    assert list(tensorboard_points(tmp_path / 'tensorboard')) == [point for pair in points for point in pair]
     log = metrics.MetricsLog(tmp_path, 2)
     log.write(3, loss=9.0, seconds=7.0)
     log.close()
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [(line['step'], line['loss']) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
     assert metrics.seconds_until(tmp_path / 'metrics.jsonl', 2) == 2.0
-    assert list((tmp_path / 'tensorboard').glob('events.*'))
+
+
+def tensorboard_points(folder):
+    """Yield (name, step, value) of event files: records of length, its checksum, the event, its checksum."""
+    from tensorboardX.proto import event_pb2
+
+    for path in folder.glob('events.*'):
+        data = path.read_bytes()
+        while data:
+            size = int.from_bytes(data[:8], 'little')
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
+            data = data[12 + size + 4 :]

@@ -102,6 +102,19 @@ def test_an_axis_that_the_devices_do_not_divide_stays_whole(mesh):
     assert places['mixed'].spec == PartitionSpec(None, 'data')
 
 
+@pytest.mark.parametrize('count', [0, 1, 2, 3, 20])
+def test_prefetching_hands_over_the_first_batch_at_once_and_then_keeps_a_lead(mesh, count):
+    taken = []
+    source = (taken.append(number) or np.full(8, number) for number in range(count))
+    leads = []
+    for number, (host, device) in enumerate(sharding.prefetch(source, mesh)):
+        assert host[0] == number and int(device[0]) == number
+        leads.append(len(taken) - number - 1)
+    assert len(leads) == count
+    if count == 20:
+        assert leads[0] == 0 and leads[6:18] == [2] * 12
+
+
 def test_wrong_options_are_refused(mesh):
     with pytest.raises(UsageError, match="sharding='fdsp' is not one of replicated, fsdp. Did you mean 'fsdp'?"):
         sharding.place({}, mesh, 'fdsp')
