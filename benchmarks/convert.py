@@ -51,15 +51,17 @@ def main() -> None:
         seconds = time.monotonic() - began
         assert status == 0, status
     print(
-        json.dumps({
-            'model': args.model,
-            'format': args.format,
-            'file_gb': round(size / 1e9, 2),
-            'reading_seconds': round(reading, 1),
-            'convert_seconds': round(seconds, 1),
-            'processor_seconds': round(used.ru_utime + used.ru_stime, 1),
-            'peak_memory_over_file': round(used.ru_maxrss * 1024 / size, 2),
-        })  # fmt: skip
+        json.dumps(
+            {
+                'model': args.model,
+                'format': args.format,
+                'file_gb': round(size / 1e9, 2),
+                'reading_seconds': round(reading, 1),
+                'convert_seconds': round(seconds, 1),
+                'processor_seconds': round(used.ru_utime + used.ru_stime, 1),
+                'peak_memory_over_file': round(used.ru_maxrss * 1024 / size, 2),
+            }
+        )  # fmt: skip
     )
 
 

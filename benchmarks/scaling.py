@@ -1,7 +1,7 @@
 """Dry runs of the paper's networks over growing TPU slices, and the tables of docs/scaling.md made from them.
 
-    python benchmarks/scaling.py run     # compiles what has no file in docs/scaling/ yet, one after the other; hours
-    python benchmarks/scaling.py table   # prints the tables
+python benchmarks/scaling.py run     # compiles what has no file in docs/scaling/ yet, one after the other; hours
+python benchmarks/scaling.py table   # prints the tables
 """
 
 import argparse

@@ -65,9 +65,7 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, *, reset_head: bool = 
             wanted.pop(names[path])
             found.pop(names[path], None)
     _check(wanted, found)
-    flat = {
-        path: fresh[path] if path in fresh else _convert(path, name, found[name]) for path, name in names.items()
-    }
+    flat = {path: fresh[path] if path in fresh else _convert(path, name, found[name]) for path, name in names.items()}
     return trees.unflatten(flat)
 
 

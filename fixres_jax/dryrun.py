@@ -173,9 +173,7 @@ def report(step: str, result: dict[str, Any], devices: list[Any], chip: Any, dev
     value = {'step': step, **result, **dataclasses.asdict(found)}
     if chip is not None:
         value['fits'] = found.memory <= chip.memory / devices_per_chip
-        times = footprint.seconds(
-            found, chip, len(devices) // devices_per_chip, devices_per_chip=devices_per_chip
-        )
+        times = footprint.seconds(found, chip, len(devices) // devices_per_chip, devices_per_chip=devices_per_chip)
         value['seconds'] = times
         value['images_per_second'] = result['batch_size'] / times['step']
         value['hours'] = result['num_steps'] * times['step'] / 3600

@@ -90,7 +90,6 @@ def _changed(plan: Plan, variables: Any) -> dict[str, Any]:
     return {name: np.asarray(flat[name]) for name in (*names, *(n for n in flat if n.startswith(_HEAD)))}
 
 
-
 def _adapted_in_sweep(plan: Plan, workdir: epath.Path, variables: Any) -> dict[int, Any]:
     """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
     arrays = read_arrays(workdir / 'sweep.npz')

@@ -131,6 +131,7 @@ def ablation(
     Returns:
       Rows {'part', 'top1', 'low', 'high', 'loss', 'minus_nothing'}, and pictures that changed sides (see `_examples`).
     """
+
     def embed(name, title):
         changes = {'test': {'before': {}, 'after': statistics}}
         at = {'test': test_transforms['test']}

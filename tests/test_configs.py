@@ -62,7 +62,7 @@ def test_every_field_of_base_is_read_and_explained():
     code = ''.join(path.read_text() for path in (ROOT / 'fixres_jax').rglob('*.py'))
     for name in fields(base.get_config()):
         last = name.split('.')[-1]
-        assert re.search(rf"\b{last}\b", code), f'{name} is read nowhere'
+        assert re.search(rf'\b{last}\b', code), f'{name} is read nowhere'
 
 
 def test_finetune_covers_every_model():

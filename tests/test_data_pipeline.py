@@ -126,8 +126,7 @@ def test_seeds_and_samples_have_their_own_randomness(source):
     first, second = train(source, num_steps=1), train(source, num_steps=1, seed=6)
     assert not np.array_equal(first[0]['index'], second[0]['index'])
     draws = {
-        pipeline.sample_rng(sample, seed).integers(2**62)
-        for sample, seed in itertools.product(range(500), range(4))
+        pipeline.sample_rng(sample, seed).integers(2**62) for sample, seed in itertools.product(range(500), range(4))
     }
     assert len(draws) == 2000
 

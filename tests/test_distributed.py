@@ -59,9 +59,7 @@ class Run:
             path = Path(f'{workdir}.{number}.log')
             self.errors.append(path)
             with path.open('w') as file:
-                self.processes.append(
-                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
-                )
+                self.processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
 
     def wait(self, seconds=1500):
         """Return the exit codes and what the processes printed."""

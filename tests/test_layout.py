@@ -31,7 +31,7 @@ LAYERS = [
     ['dryrun'],
 ]
 DATA_MAY_IMPORT = {'numba', 'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
-FORBIDDEN = ('config.get(', '/work/', '../shared', 'pmap(', 'shard_map(', 'flax.training')
+FORBIDDEN = ('config.get(', 'pmap(', 'shard_map(', 'flax.training')
 
 
 def imports(path: Path) -> set[str]:

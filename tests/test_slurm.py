@@ -1,7 +1,7 @@
 """launch/slurm.sh on a real Slurm of one node: submitted, told to stop, requeued, finished.
 
-    apt-get install slurm-wlm munge     # and root
-    python -m pytest -m slow tests/test_slurm.py
+apt-get install slurm-wlm munge     # and root
+python -m pytest -m slow tests/test_slurm.py
 """
 
 import json

@@ -108,9 +108,7 @@ def test_live_torchvision_gives_the_same_logits(name):
     state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
     logits, endpoints = model.apply(convert.from_torch(state_dict, model), images, EVAL)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_allclose(
-        endpoints['embedding'], expected_embedding, atol=1e-4 * np.abs(expected_embedding).max()
-    )
+    np.testing.assert_allclose(endpoints['embedding'], expected_embedding, atol=1e-4 * np.abs(expected_embedding).max())
 
 
 def test_what_is_trained_here_gives_the_same_logits_in_torch(tmp_path):

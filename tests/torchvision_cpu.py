@@ -10,7 +10,7 @@ _OPERATORS = (
     'nms', 'qnms', 'roi_align', 'qroi_align', '_roi_align_backward', 'roi_pool', '_roi_pool_backward',
     'ps_roi_align', '_ps_roi_align_backward', 'ps_roi_pool', '_ps_roi_pool_backward',
     'deform_conv2d', '_deform_conv2d_backward',
-)
+)  # fmt: skip
 
 if '+cpu' in torch.__version__:
     library = torch.library.Library('torchvision', 'DEF')

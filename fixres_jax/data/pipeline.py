@@ -261,26 +261,20 @@ def _read(source: Source, index: int) -> tuple[EncodedImage, int]:
     return EncodedImage(record['encoded'], record['name'], index), record['label']
 
 
-def _run(
-    load, share: _Share, start: int, stop: int, workers: int, threads: int, prefetch: int
-) -> Iterator[Batch]:
+def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int, prefetch: int) -> Iterator[Batch]:
     """Compute chunks ahead with grain, in order, and join them to batches."""
     num_chunks = share.num_chunks
     ready = prefetch * num_chunks
     data = grain.MapDataset.range(start * num_chunks, stop * num_chunks).map(load)
     # A read buffer holds what is under way, too: in a worker that is all it should hold.
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ready)
-    )
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ready))
     data = data.to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads its debug flags when it starts a worker
         # When a run stops early, Python's tracker removes the batches left in shared memory, and would report each.
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
-        data = data.mp_prefetch(
-            grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers))
-        )
+        data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers)))
     return _join(data, num_chunks, stop - start)
 
 

@@ -122,9 +122,7 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Subset:
     """Return a view on the records with the given indices, int[M], in that order."""
     indices = np.asarray(indices, dtype=np.int64).reshape(-1)
     if indices.size and not 0 <= indices.min() <= indices.max() < len(source):
-        raise UsageError(
-            f'Indices {indices.min()} to {indices.max()} do not fit a source of {len(source)} records.'
-        )
+        raise UsageError(f'Indices {indices.min()} to {indices.max()} do not fit a source of {len(source)} records.')
     return Subset(source, indices.astype(np.int32), source.class_names)
 
 

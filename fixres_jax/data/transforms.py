@@ -46,9 +46,7 @@ def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.
     height, width = image.shape
     reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
     # An extreme aspect ratio would leave the other side without a pixel.
-    size = tuple(
-        side if length == reference else max(1, side * length // reference) for length in (width, height)
-    )
+    size = tuple(side if length == reference else max(1, side * length // reference) for length in (width, height))
     return pixels.resize(image, size, interpolation)
 
 
@@ -144,9 +142,7 @@ def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> No
     if resolution < 1:
         raise UsageError(f'The resolution is {resolution}; expected a positive number of pixels.')
     if resize_ratio < 1:
-        raise UsageError(
-            f'The resize ratio is {resize_ratio}; expected 1 or more, or the crop would not be filled.'
-        )
+        raise UsageError(f'The resize ratio is {resize_ratio}; expected 1 or more, or the crop would not be filled.')
     if interpolation not in INTERPOLATIONS:
         raise UsageError(
             f'The interpolation is {interpolation!r}; expected {" or ".join(INTERPOLATIONS)}.'
@@ -186,9 +182,7 @@ def make_train(
             f'The crop is {crop!r}; expected {", ".join(BOXES)} or resize.{nearest(crop, (*BOXES, "resize"))}'
         )
     if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-        raise UsageError(
-            f'The crop has scale {scale} and ratio {ratio}; expected (low, high), scale within (0, 1].'
-        )
+        raise UsageError(f'The crop has scale {scale} and ratio {ratio}; expected (low, high), scale within (0, 1].')
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
     _check(resolution, interpolation, resize_ratio)
@@ -218,9 +212,7 @@ def make_test(
     if not crop:
         return TestTransform(resolution, resolution, 'long', interpolation)
     if resize not in ('short', 'height'):
-        raise UsageError(
-            f'The resize is {resize!r}; expected short or height.{nearest(resize, ("short", "height"))}'
-        )
+        raise UsageError(f'The resize is {resize!r}; expected short or height.{nearest(resize, ("short", "height"))}')
     return TestTransform(resolution, resize_side(resolution, resize_ratio), resize, interpolation)
 
 
@@ -246,8 +238,7 @@ def make_finetune(
         return make_test(resolution, resize_ratio, resize, interpolation=interpolation)
     if augmentation != 'v2':
         raise UsageError(
-            f'The augmentation is {augmentation!r}; expected test or v2.'
-            f'{nearest(augmentation, ("test", "v2"))}'
+            f'The augmentation is {augmentation!r}; expected test or v2.{nearest(augmentation, ("test", "v2"))}'
         )
     test = make_test(resolution, resize_ratio, resize, interpolation=interpolation)
     return ShiftedTransform(resolution, test.side, 0.05, resize, interpolation)

@@ -60,9 +60,7 @@ def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
         raise UsageError(f'batch_norm={regex!r} is not a regular expression: {error}.') from error
     if regex and not selected:
         near = ', '.join(difflib.get_close_matches(regex, names, n=3, cutoff=0.0))
-        raise UsageError(
-            f'batch_norm={regex!r} matches none of the {len(names)} BatchNorm layers. Near names: {near}.'
-        )
+        raise UsageError(f'batch_norm={regex!r} matches none of the {len(names)} BatchNorm layers. Near names: {near}.')
     return selected
 
 
