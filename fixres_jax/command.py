@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from fixres_jax import disk
 from fixres_jax.errors import RunError, UsageError
 
 PIPE_CLOSED = 141  # as shells report a program that SIGPIPE ended
@@ -36,6 +37,10 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
         # Whoever read the output (`| head`) has enough. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        if not disk.reason(error):
+            raise
+        return _say(f'{error}. Make room or mend the disk, and give the same command again.', 1)
 
 
 def _say(message: object, code: int) -> int:
