@@ -52,7 +52,8 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, *, reset_head: bool = 
       {'params': ..., 'batch_stats': ...}, float32. Arrays are views of those given where no conversion is needed.
 
     Raises:
-      UsageError: unless every leaf of the model has its array and every array its leaf; all that differ are listed.
+      UsageError: unless every leaf of the model has its array and every array its leaf; the first that differ are
+        listed, with the architecture that fits.
     """
     found = {name: array for name, array in state_dict.items() if not name.endswith(COUNTER)}
     if not found:
@@ -131,13 +132,12 @@ def _convert(path: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise with every difference; first name the architecture that would fit, if one does."""
+    """Raise with the differences, and at the end the architecture that would fit."""
     difference = trees.diff(wanted, found)
     if difference:
         names = fitting(found)
-        hint = f' They fit {" and ".join(names)}.' if names else ''
-        message = difference.message(limit=len(wanted) + len(found))
-        raise UsageError(f'The weights do not fit the model.{hint}\n{message}')
+        hint = f'They fit {" and ".join(names)}.' if names else f'They fit none of {", ".join(models.MODELS)}.'
+        raise UsageError(f'The weights do not fit the model:\n{difference.message()}\n{hint}')
 
 
 def fitting(state_dict: Mapping[str, Any]) -> list[str]:
@@ -162,13 +162,17 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     folder = epath.Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f'{out} is not an empty folder: choose another one.')
+    for text in (name, arguments.release, path):
+        releases.refuse_look_alike(text)
     release = releases.find(arguments.release, path)
     if release and release.architecture != name:
         raise UsageError(f'{release.name} is a {release.architecture}, not a {name}.')
     state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
+    releases.refuse_look_alike(metadata.get('architecture', ''))
     in_file = len(state_dict['fc.bias']) if 'fc.bias' in state_dict else None
     num_classes = arguments.num_classes or in_file
     if num_classes is None:
+        _refuse_part(state_dict, path)
         raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
     reset_head = arguments.reset_head or num_classes != in_file
     width = arguments.width or (len(state_dict['conv1.weight']) if 'conv1.weight' in state_dict else 64)
@@ -181,6 +185,18 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     checkpoint.save_model(folder, variables, metadata)
     head = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
     return f'{head}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
+
+
+def _refuse_part(state_dict: Mapping[str, Any], path: str) -> None:
+    """Refuse a file in which the network stands beside other arrays."""
+    for name in state_dict:
+        prefix, found, _ = name.rpartition('fc.bias')
+        if found and f'{prefix}conv1.weight' in state_dict:
+            others = [other for other in state_dict if not other.startswith(prefix)]
+            raise UsageError(
+                f'{path} holds a network under the prefix {prefix!r} and {len(others)} other arrays, such as '
+                f'{others[0]}: save the state_dict of that module alone.'
+            )
 
 
 def _export(run: str, out: str) -> str:
