@@ -37,10 +37,12 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
         # Whoever read the output (`| head`) has enough. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except OSError as error:
-        if not disk.reason(error):
+    except Exception as error:
+        reason = disk.reason(error)
+        if not reason:
             raise
-        return _say(f'{error}. Make room or mend the disk, and give the same command again.', 1)
+        text = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        return _say(f'Stopped: {reason} ({text}). Make room or mend the disk; then give the same command again.', 1)
 
 
 def _say(message: object, code: int) -> int:

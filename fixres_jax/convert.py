@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from fixres_jax import checkpoint, command, models, releases, state_dicts, trees
-from fixres_jax.errors import UsageError
+from fixres_jax import checkpoint, command, files, models, releases, state_dicts, trees
+from fixres_jax.errors import RunError, UsageError
 
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 COUNTER = 'num_batches_tracked'  # torch counts the batches of a BatchNorm and, at a fixed momentum, never reads it
@@ -159,7 +158,7 @@ def fitting(state_dict: Mapping[str, Any]) -> list[str]:
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
     """Convert a file of torch weights into a folder that every task accepts; return what to tell."""
-    folder = epath.Path(out)
+    folder = files.reachable(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f'{out} is not an empty folder: choose another one.')
     for text in (name, arguments.release, path):
@@ -182,7 +181,11 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     metadata = METADATA | metadata | (release.metadata() if release else {}) | given
     metadata |= {'architecture': name, 'width': width, 'num_classes': num_classes}
     metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
-    checkpoint.save_model(folder, variables, metadata)
+    try:
+        checkpoint.save_model(folder, variables, metadata)
+    except RunError:
+        folder.rmtree(missing_ok=True)  # half a network, which would be in the way of the next attempt
+        raise
     head = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
     return f'{head}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
 
@@ -201,6 +204,8 @@ def _refuse_part(state_dict: Mapping[str, Any], path: str) -> None:
 
 def _export(run: str, out: str) -> str:
     """Write the network of a run as a torch file; return what to tell."""
+    if '://' in out:
+        raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
     variables, metadata = checkpoint.load_model(run)
     state_dict = to_torch(variables)
     state_dicts.save(out, state_dict, metadata)

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from fixres_jax import files
 from fixres_jax.errors import UsageError
 
 PICKLES = ('.pth', '.pt', '.bin', '.tar')
@@ -66,10 +67,13 @@ def save(path: str | Path, state_dict: Mapping[str, np.ndarray], metadata: Mappi
     path = Path(path)
     if path.suffix == '.safetensors':
         header = {HEADER_KEY: json.dumps(metadata), 'format': 'pt'}
-        safetensors.numpy.save_file(dict(state_dict), path, metadata=header)
+        with files.whole(path) as temporary:
+            safetensors.numpy.save_file(dict(state_dict), temporary, metadata=header)
     elif path.suffix in ('.pth', '.pt', '.bin'):
         torch = _torch(path)
-        torch.save({name: torch.from_numpy(array) for name, array in state_dict.items()}, path)
+        # To a file of Python's, whose errors say what is wrong with the disk.
+        with files.whole(path) as temporary, temporary.open('wb') as file:
+            torch.save({name: torch.from_numpy(array) for name, array in state_dict.items()}, file)
     else:
         raise UsageError(f'{path} is of no known format: expected .safetensors, .pth, .pt or .bin.')
 

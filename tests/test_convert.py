@@ -144,6 +144,12 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     assert 'not an empty folder' in capsys.readouterr().err
 
 
+def test_a_torch_file_is_not_written_to_a_bucket(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run('--to-torch', 'run', 'gs://bucket/x.safetensors') == 2
+    assert 'local or mounted folder' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tmp_path, capsys):
     for out, option in (('a', ('--num-classes', 4)), ('b', ('--reset-head',))):
         assert run('resnet18', safetensors_file, tmp_path / out, '--width', WIDTH, *option) == 0
