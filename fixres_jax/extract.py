@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fixres_jax import command, metrics, preemption, processes, sharding
+from fixres_jax import command, files, metrics, preemption, processes, sharding
 from fixres_jax.data import pipeline
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.models import EVAL
@@ -99,7 +99,7 @@ def load(directory: epath.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     arrays = []
     for name in ('labels', 'softmax'):
-        path = epath.Path(directory) / f'{name}.npy'
+        path = files.reachable(directory) / f'{name}.npy'
         if not path.exists():
             raise UsageError(f'{path} is not there: give a folder that --config.task=extract has written.')
         with path.open('rb') as file:
