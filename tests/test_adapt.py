@@ -1,6 +1,7 @@
 """Adaptation in one pass: exact statistics, the convex classifier, and a choice that is never knowingly worse."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,18 @@ def mesh():
     return sharding.make_mesh(jax.devices()[:2])
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def apply(model, variables, images, mode=EVAL):
+    return model.apply(variables, images, mode, mutable=['batch_stats'])
+
+
 @pytest.fixture(scope='module')
 def network(mesh, source):
     """A network whose statistics are near those of the images, so that it is alive, yet are not those."""
     model = models.create('resnet18', 4, width=8)
     variables = jax.jit(lambda: state.init_variables(model, jax.random.key(0)))()
     every_layer = models.Mode('.*', population=True)
-    whole = model.clone(bn_group_size=None)
-    _, images = whole.apply(variables, pixels(source)[0], every_layer, mutable=['batch_stats'])
+    _, images = apply(model.clone(bn_group_size=None), variables, pixels(source)[0], every_layer)
     images, rng = trees.flatten(images['batch_stats']), np.random.default_rng(0)
     for name in list(images):
         if name.endswith('/var'):
@@ -59,7 +64,7 @@ def test_the_network_of_these_tests_is_alive(network, source, held_out):
     """Its embeddings of different images differ, in nearly every channel and in many directions."""
     model, variables = network
     for images in (pixels(source)[0], pixels(held_out)[0]):
-        embedding = np.asarray(model.apply(variables, images, EVAL)[1]['embedding'], np.float64)
+        embedding = np.asarray(apply(model, variables, images)[0][1]['embedding'], np.float64)
         assert (embedding.std(0) > 0.1).mean() > 0.9
         values = np.linalg.svd(embedding - embedding.mean(0), compute_uv=False)
         assert (values > 0.01 * values[0]).sum() >= 20
@@ -112,9 +117,8 @@ def test_statistics_are_the_population_values_of_the_layers_input(network, sourc
     )[RESOLUTION]  # fmt: skip
     assert found.keys() == {f'{LAYER}/mean', f'{LAYER}/var'}
     images, _ = pixels(source)
-    _, outputs = model.apply(
-        variables, images, EVAL, mutable='intermediates', capture_intermediates=lambda module, _: module.name == 'bn2'
-    )
+    kept = {'mutable': 'intermediates', 'capture_intermediates': lambda module, _: module.name == 'bn2'}
+    _, outputs = jax.jit(lambda variables, images: model.apply(variables, images, EVAL, **kept))(variables, images)
     y = np.asarray(outputs['intermediates']['layer4']['1']['bn2']['__call__'][0], np.float64)
     old = {name: np.asarray(trees.flatten(variables)[name], np.float64) for name in trees.flatten(variables)}
     scale, bias = old[f'params/{LAYER}/scale'], old[f'params/{LAYER}/bias']
@@ -134,9 +138,7 @@ def test_layers_are_measured_in_the_networks_order(network, source, mesh):
         model, variables, source, {0: transforms.make_test(RESOLUTION)}, batch_norm=regex, batch_size=48, mesh=mesh
     )[0]
     images, _ = pixels(source)
-    _, batch = model.clone(bn_group_size=None).apply(
-        variables, images, models.Mode(regex, population=True), mutable=['batch_stats']
-    )
+    _, batch = apply(model.clone(bn_group_size=None), variables, images, models.Mode(regex, population=True))
     for name, value in found.items():  # one batch of all images is its own reference
         np.testing.assert_allclose(value, trees.flatten(batch['batch_stats'])[name], rtol=1e-3, atol=1e-5)
 
@@ -163,7 +165,7 @@ def test_held_out_scores_are_those_of_the_networks(network, held_out, adapted):
     adapted, record = adapted
     images, label = pixels(held_out)
     for variables, name in ((network[1], 'before'), (adapted, 'after')):
-        logits, _ = network[0].apply(variables, images, EVAL)
+        (logits, _), _ = apply(network[0], variables, images)
         assert record[name]['top1'] == pytest.approx(100 * np.mean(np.argmax(logits, -1) == label))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         assert record[name]['loss'] == pytest.approx(float(losses.mean()), rel=1e-4)
@@ -173,7 +175,7 @@ def test_a_perfect_old_network_is_kept(network, source, held_out, mesh, tmp_path
     how = dataclasses.replace(HOW, weight_decays=(1e6,))  # a classifier that knows nothing
     model, variables = network
     images, label = pixels(source)
-    _, ends = model.apply(variables, images, EVAL)
+    (_, ends), _ = apply(model, variables, images)
     flat = np.linalg.lstsq(np.c_[ends['embedding'], np.ones(len(label))], np.eye(4)[label], rcond=None)[0]
     head = {'kernel': jnp.float32(50 * flat[:-1]), 'bias': jnp.float32(50 * flat[-1])}
     good = {**variables, 'params': {**variables['params'], 'fc': head}}
@@ -368,7 +370,7 @@ def test_flips_and_copies_are_embedded_too(network, source, mesh, tmp_path):
     images, label = pixels(source)
     everything = np.concatenate([images, images[:, :, ::-1], *(batch['image'] for batch in copies)])
     labels = np.concatenate([label, label, *(batch['label'] for batch in copies)])
-    _, ends = model.apply(variables, everything, EVAL)
+    (_, ends), _ = apply(model, variables, everything)
     assert data.count == len(labels) == int((data.index >= 0).sum())
     np.testing.assert_array_equal(data.label.reshape(-1), labels)
     np.testing.assert_allclose(data.values.reshape(len(labels), -1), ends['embedding'], rtol=1e-4, atol=2e-4)
