@@ -81,6 +81,7 @@ def get_config() -> ConfigDict:
     c.test.batch_size = 256  # global
 
     c.adapt = ConfigDict()
+    # Both solvers train the classifier alone: sgd refuses any other finetune.trainable, lbfgs ignores it.
     c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if images were held out
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs

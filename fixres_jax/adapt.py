@@ -283,7 +283,8 @@ def fit(
     if how.solver == 'sgd':
         o = how.optimization
         num_steps, tx, _ = train.make_optimizer(o, training.count)
-        heads = [classifier.fit_sgd(training, old, tx, num_steps=num_steps, batch_size=o.batch_size, seed=seed)]
+        sizes = {'num_steps': num_steps, 'batch_size': o.batch_size}
+        heads = [classifier.fit_sgd(training, old, tx, **sizes, seed=seed, label_smoothing=o.label_smoothing)]
         candidates = [{'weight_decay': o.weight_decay} | (classifier.score(after, heads[0]) if after else {})]
     else:
         for weight_decay in sorted(how.weight_decays, reverse=True):  # the path from smooth to sharp is the short one

@@ -114,7 +114,14 @@ def _judge(
 
 
 def fit_sgd(
-    data: Embeddings, head: Head, tx: optax.GradientTransformation, *, num_steps: int, batch_size: int, seed: int
+    data: Embeddings,
+    head: Head,
+    tx: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    batch_size: int,
+    seed: int,
+    label_smoothing: float = 0.0,
 ) -> Head:
     """Minimize the cross entropy by SGD over shuffled batches of embeddings.
 
@@ -125,14 +132,17 @@ def fit_sgd(
       num_steps: steps.
       batch_size: embeddings in a step; every pass has its own order and leaves out its ragged end.
       seed: of the orders.
+      label_smoothing: share of the target spread over all classes.
 
     Returns:
       The classifier.
     """
 
+    def loss(head, embedding, label):
+        return metrics.cross_entropy(logits(head, embedding), label, label_smoothing).mean()
+
     def step(head, opt_state, embedding, label):
-        gradient = jax.grad(lambda head: metrics.cross_entropy(logits(head, embedding), label).mean())(head)
-        updates, opt_state = tx.update(gradient, opt_state, head)
+        updates, opt_state = tx.update(jax.grad(loss)(head, embedding, label), opt_state, head)
         return optax.apply_updates(head, updates), opt_state
 
     step, opt_state, rows = jax.jit(step), tx.init(head), data.rows()

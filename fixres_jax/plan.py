@@ -105,7 +105,8 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         metadata['train_resolution'], given_metadata.get('test_resolution')
     )
     _check_resolutions(config, metadata['train_resolution'], resolutions)
-    _check_layers(model, finetuning(config))
+    how = adapting(config, metadata, held_out)
+    _check_layers(model, config, how.solver)
     return Plan(
         workdir=workdir,
         seed=config.seed,
@@ -130,7 +131,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         training=training(config),
         finetuning=finetuning(config),
         adaptation=_adaptation_phase(config.adaptation),
-        adapting=adapting(config, metadata, held_out),
+        adapting=how,
         sweep_images=config.adapt.sweep_images,
         init_from=config.init_from,
         given_resolution=given_metadata.get('test_resolution'),
@@ -248,11 +249,22 @@ def _check_resolutions(config: Any, train_resolution: int, resolutions: tuple[in
         raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
 
 
-def _check_layers(model: Any, how: train.Optimization) -> None:
-    """Raise UsageError, before anything is trained, when the model lacks the layers that are to be adapted."""
+def _check_layers(model: Any, config: Any, solver: str) -> None:
+    """Raise UsageError, before anything is trained, when the adaptation cannot train the layers that it names."""
+    how = finetuning(config)
     shapes = jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
     models.batch_norm_layers(shapes['batch_stats'], how.batch_norm)
-    trees.split(shapes['params'], how.trainable)
+    selected, _ = trees.split(shapes['params'], how.trainable)
+    one_pass = config.task == 'adapt' or (config.task == 'recipe' and config.adaptation == 'one_pass')
+    whole = f'{models.CLASSIFIER}/.*'
+    others = trees.flatten(selected).keys() ^ trees.flatten(trees.split(shapes['params'], whole)[0]).keys()
+    if one_pass and solver == 'sgd' and others:
+        instead = 'task=finetune' if config.task == 'adapt' else 'adaptation=finetune'
+        raise UsageError(
+            f'finetune.trainable={how.trainable!r} and the classifier differ by {", ".join(sorted(others)[:3])} '
+            f'({len(others)} in all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
+            f'finetune.trainable={whole!r}, or {instead} to train through the network.'
+        )
 
 
 def default_resolutions(train_resolution: int, adapted_at: int | None = None) -> tuple[int, ...]:

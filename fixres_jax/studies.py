@@ -214,15 +214,20 @@ def _examples(
         numbers[kind] = [
             {
                 'name': source.name(int(row)),
-                'label': source.class_names[labels[row]],
-                'before': source.class_names[before[row].argmax()],
-                'after': source.class_names[after[row].argmax()],
+                'label': _class_name(source, labels[row]),
+                'before': _class_name(source, before[row].argmax()),
+                'after': _class_name(source, after[row].argmax()),
             }
             for row in rows
         ]
         pictures = [picture(transforms.decode(x['encoded'], x['name'], 0)) for x in images]
         arrays[kind] = np.array(pictures, np.uint8).reshape(-1, EXAMPLE_RESOLUTION, EXAMPLE_RESOLUTION, 3)
     return numbers, arrays
+
+
+def _class_name(source: Any, label: int) -> str:
+    """Return the name of a class; a network may have more classes than the data names."""
+    return source.class_names[label] if label < len(source.class_names) else f'class {label}'
 
 
 def affine_ablation(

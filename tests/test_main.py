@@ -8,9 +8,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from etils import epath
+from ml_collections import ConfigDict
 from PIL import Image
 
-from fixres_jax import checkpoint
+from fixres_jax import checkpoint, plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -78,11 +80,24 @@ def test_the_recipe_ends_with_a_report_of_three_numbers(finished):
         assert picture.width > 600
 
 
-def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_tested_on(finished):
+def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_tested_on(finished, tiny_folder):
     workdir, _ = finished
     report = json.loads((workdir / 'report.json').read_text())
     sweep = json.loads((workdir / 'sweep.json').read_text())
     assert sweep['count'] == 12 and report['images'] == {'train': 36, 'test': 24}
+    config = ConfigDict(json.loads((workdir / 'config.json').read_text()), convert_dict=True)
+    made = plan.make(config, epath.Path(workdir))
+    parts = [{part.name(i) for i in range(len(part))} for part in (made.train_source, made.held_out, made.test_source)]
+    assert [len(part) for part in parts] == [36, 12, 24]
+    assert set.union(*parts) == {str(path) for path in tiny_folder.rglob('*.jpg')}  # 72 files: no two parts share one
+
+
+def test_a_recipe_with_more_classes_than_the_data_names_ends_with_its_report(tiny_folder, tmp_path):
+    options = (*SMALL, '--config.model.num_classes=30', '--config.train.lr=0', '--config.train.epochs=1')
+    main(tmp_path, f'--config.data.source={tiny_folder}', *options)
+    examples = json.loads((tmp_path / 'studies' / 'ablation.json').read_text())['examples']
+    assert any(example['before'].startswith('class ') for example in examples['gained'])
+    assert (tmp_path / 'report.html').exists()
 
 
 def test_started_again_it_skips_what_is_done_and_makes_the_report_anew(finished, tiny_folder):

@@ -41,17 +41,32 @@ def test_wilson_is_the_inversion_of_the_score_test(successes, count):
             assert bound == pytest.approx(root, abs=1e-6)
 
 
-def test_paired_interval_covers_at_its_rate():
-    """Two predictors that disagree on few images: the interval holds the true difference 95 times in a hundred."""
-    rng = np.random.default_rng(0)
-    only_first, only_second, count = 0.05, 0.03, 1000
-    covered = 0
-    for _ in range(2000):
-        a, b, _ = rng.multinomial(count, [only_first, only_second, 1 - only_first - only_second])
-        interval = metrics.paired(a, b, count)
-        assert interval['low'] <= interval['difference'] <= interval['high']
-        covered += interval['low'] <= 2.0 <= interval['high']
-    assert 0.935 < covered / 2000 < 0.975
+@pytest.mark.parametrize(
+    ('only_first', 'only_second', 'count', 'low', 'high'),
+    [
+        (1, 7, 21, -50.8, -1.3),  # Fagerland, Lydersen and Laake 2014, table V; Wald's is -52.0 to -5.2
+        (6, 16, 161, -11.95, -0.32),  # the R package contingencytables, of Cavo et al. 2012
+        (0, 0, 10, -23.10, 23.10),  # 1.96 * sqrt(2 / 12 / 12), where Wald's has no width
+        (10, 0, 10, 52.06, 100.0),  # 10 / 12 -+ 1.96 * sqrt((1 - (10 / 12)^2) / 12), cut at 100
+    ],
+)
+def test_paired_interval_is_bonett_and_prices(only_first, only_second, count, low, high):
+    found = metrics.paired(only_first, only_second, count)
+    assert found['difference'] == pytest.approx(100 * (only_first - only_second) / count)
+    assert (found['low'], found['high']) == pytest.approx((low, high), abs=0.06)
+    mirrored = metrics.paired(only_second, only_first, count)
+    assert (mirrored['low'], mirrored['high']) == pytest.approx((-found['high'], -found['low']))
+
+
+@pytest.mark.parametrize(('first', 'second', 'count'), [(0.2, 0.1, 30), (0.1, 0.1, 40), (0.4, 0.1, 30)])
+def test_paired_interval_covers_at_its_rate(first, second, count):
+    """Over all outcomes, each at its probability; Wald's interval covers less than 94 % of them at these."""
+    pairs = np.array([(a, b, count - a - b) for a in range(count + 1) for b in range(count + 1 - a)])
+    weights = stats.multinomial.pmf(pairs, count, [first, second, 1 - first - second])
+    intervals = [metrics.paired(int(a), int(b), count) for a, b, _ in pairs]
+    covers = np.array([found['low'] <= 100 * (first - second) <= found['high'] for found in intervals])
+    assert weights.sum() == pytest.approx(1)
+    assert 0.95 < weights[covers].sum() < 0.965
 
 
 def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):

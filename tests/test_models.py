@@ -10,7 +10,7 @@ import pytest
 from fixres_jax import models, trees
 from fixres_jax.errors import UsageError
 from fixres_jax.models import EVAL, TRAIN, Mode
-from fixres_jax.models.layers import BatchNorm
+from fixres_jax.models.layers import BatchNorm, Classifier
 from fixres_jax.models.resnet import BasicBlock, ResNet
 
 NUM_PARAMETERS = {
@@ -81,6 +81,30 @@ def test_fine_tuning_names_the_classifier_and_the_last_batch_norm(name):
     # The blocks '0', '1', ... sort as numbers; a shortcut's BatchNorm is not the block's last.
     last = max(layer for layer in models.batch_norm_layers(variables['batch_stats'], r'layer4/\d+/bn\d'))
     assert models.batch_norm_layers(variables['batch_stats'], models.FINETUNE[name]['batch_norm']) == (last,)
+
+
+def test_a_batch_norm_applied_by_itself_runs_on_the_statistics_that_the_mode_says():
+    layer, rng = BatchNorm(), np.random.default_rng(0)
+    x = np.float32(3 + 2 * rng.normal(size=(4, 5, 5, 2)))
+    variables = layer.init(jax.random.key(0), x, EVAL)
+    y, moved = layer.apply(variables, x, EVAL, mutable=['batch_stats'])
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)  # the running values: 0 and 1
+    jax.tree.map(np.testing.assert_array_equal, moved['batch_stats'], variables['batch_stats'])
+    y, moved = layer.apply(variables, x, TRAIN, mutable=['batch_stats'])
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(moved['batch_stats']['mean'], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('preference', ['default', 'bfloat16', 'tensorfloat32'])
+def test_the_classifier_multiplies_in_float32_whatever_the_accelerator_prefers(preference):
+    model, variables, images = tiny()
+    with jax.default_matmul_precision(preference):
+        program = jax.make_jaxpr(lambda *x: Classifier(5).apply(*x))(
+            {'params': variables['params']['fc']}, np.ones((2, 64))
+        )
+    (product,) = [e for e in program.eqns if e.primitive.name == 'dot_general']
+    assert product.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2
 
 
 @pytest.mark.parametrize('size', [(32, 32), (33, 97), (64, 48)])

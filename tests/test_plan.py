@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -9,7 +10,7 @@ from etils import epath
 from configs import base, resnet50
 from fixres_jax import analyze, checkpoint, models, plan, state, train
 from fixres_jax.analysis import sizes
-from fixres_jax.data import decoding
+from fixres_jax.data import decoding, folders
 from fixres_jax.errors import UsageError
 
 
@@ -27,8 +28,6 @@ def config(tiny_folder):
 @pytest.fixture
 def given(tmp_path, config):
     """A network on disk, trained at 40 pixels with other transforms than the defaults."""
-    import jax
-
     model = models.create('resnet18', 4, width=8)
     variables = jax.device_get(state.init_variables(model, jax.random.key(0)))
     about = {'architecture': 'resnet18', 'width': 8, 'train_resolution': 40, 'resize': 'height', 'resize_ratio': 1.0}
@@ -135,3 +134,36 @@ def test_a_phase_says_its_length_in_samples_and_in_the_papers_epochs():
     assert text.startswith('600,547 steps of 512 see 307,480,064 samples of 1,281,167 images, 3 copies')
     assert '120.0 epochs as the paper counts' in text
     assert 'epochs' not in train.describe(paper, 1_281_167, repeats=1)
+
+
+WIDER = 'layer4/1/(conv|bn)2/.*|fc/.*'
+
+
+@pytest.mark.parametrize(
+    ('task', 'adaptation', 'solver', 'trainable', 'message'),
+    [
+        ('adapt', 'one_pass', 'sgd', WIDER, 'finetune.trainable=.*layer4/1/bn2/bias.*3 in all.*or task=finetune'),
+        ('recipe', 'one_pass', 'sgd', '.*', "finetune.trainable='fc/\\.\\*', or adaptation=finetune"),
+        ('recipe', 'one_pass', 'auto', WIDER, 'adapt.solver=sgd'),  # no held-out images: auto is sgd
+        ('adapt', 'one_pass', 'sgd', 'fc/bias', 'differ by fc/kernel'),
+        ('adapt', 'one_pass', 'sgd', 'fc/(kernel|bias)', None),
+        ('adapt', 'one_pass', 'lbfgs', WIDER, None),
+        ('recipe', 'finetune', 'sgd', WIDER, None),
+        ('finetune', 'one_pass', 'sgd', WIDER, None),
+        ('evaluate', 'one_pass', 'sgd', WIDER, None),
+    ],
+)
+def test_sgd_on_embeddings_trains_the_classifier_or_is_refused(
+    config, given, tmp_path, monkeypatch, caplog, task, adaptation, solver, trainable, message
+):
+    config.update(task=task, adaptation=adaptation, init_from=given)
+    config.adapt.solver, config.finetune.trainable, config.test.resolution = solver, trainable, 48
+    if solver == 'auto':
+        config.data.held_out_fraction = 0.0
+    if not message:
+        assert make(config, tmp_path).finetuning.trainable == trainable
+        return
+    monkeypatch.delattr(folders.ImageFolder, '__getitem__')  # no image is read before the refusal
+    with pytest.raises(UsageError, match=message), jax.log_compiles():
+        make(config, tmp_path)
+    assert 'ompil' not in caplog.text

@@ -64,6 +64,19 @@ def test_ablation_agrees_with_evaluation(setting):
     assert len(arrays['gained']) == len(changed['gained']) == min(8, changed['num_gained'])
 
 
+def test_examples_name_classes_that_only_the_network_has(setting):
+    """A network of more classes than the data may take an image for one that has no name."""
+    source = setting[4]['test']
+    labels = np.asarray(source.labels)
+    right = np.float32(np.eye(6)[labels])
+    wrong = np.float32(np.eye(6)[np.full(len(labels), 5)])
+    numbers, arrays = studies._examples(source, labels, wrong, right)
+    assert numbers['num_gained'] == len(labels) and numbers['num_lost'] == 0
+    assert {example['before'] for example in numbers['gained']} == {'class 5'}
+    assert all(example['after'] == example['label'] in source.class_names for example in numbers['gained'])
+    assert arrays['gained'].shape == (8, 128, 128, 3)
+
+
 def test_activations_are_those_of_the_embeddings(setting):
     model, variables, adapted, _, split, embedding = setting
     new = studies.statistics_of(adapted, LAYER)

@@ -25,7 +25,8 @@ class Mode:
 
     Attributes:
       batch_norm: regex, matched with `re.fullmatch` against the '/' paths of BatchNorm layers
-        ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages.
+        ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages; '' selects
+        none.
       dropout: whether dropout is active, in the architectures that have it.
       population: the layers that match take the batch's own mean and population variance (divided by n, not n - 1) as
         their running values instead of moving towards them: what an exact average over many batches is made of.
@@ -34,6 +35,11 @@ class Mode:
     batch_norm: str = ''
     dropout: bool = False
     population: bool = False
+
+    def selects(self, layer: str) -> bool:
+        """Say whether a BatchNorm layer, by its '/' path, runs on the statistics of the batch."""
+        # The path of a layer that is applied by itself is '', which the regex '' would match.
+        return bool(self.batch_norm and re.fullmatch(self.batch_norm, layer))
 
 
 EVAL = Mode()
@@ -145,7 +151,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         per_channel = (1, 1, 1, 1, channels)
-        if re.fullmatch(mode.batch_norm, '/'.join(self.path)):
+        if mode.selects('/'.join(self.path)):
             size = self.group_size or batch
             groups = _group(x, size)
             mean, var = _statistics(groups)
@@ -202,7 +208,8 @@ class Classifier(nn.Module):
         inputs = x.shape[-1]
         kernel = self.param('kernel', _uniform, (inputs, self.num_classes), inputs)
         bias = self.param('bias', _uniform, (self.num_classes,), inputs)
-        return x.astype(jnp.float32) @ kernel + bias.reshape(1, -1)
+        # Without the precision an accelerator multiplies float32 in TF32 or bfloat16.
+        return jnp.matmul(x.astype(jnp.float32), kernel, precision='highest') + bias.reshape(1, -1)
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
