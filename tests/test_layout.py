@@ -13,9 +13,11 @@ CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 # A module imports from the lines above its own; the modules of one folder may import each other.
 LAYERS = [
     ['errors', 'files', '__init__', '__version__'],
-    ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums'],
+    ['trees', 'metrics', 'rules', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums'],
     ['footprint', 'workdir', 'models', 'data', 'analysis.frechet'],
     ['optim', 'state', 'prepare', 'analysis.sizes', 'releases', 'state_dicts'],
+    ['sections'],
+    ['settings'],
     ['checkpoint'],
     ['embeddings', 'convert'],
     ['classifier'],
