@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from fixres_jax import checkpoint, models, releases, state_dicts, trees
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax import checkpoint, command, models, releases, state_dicts, trees
+from fixres_jax.errors import UsageError
 
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 COUNTER = 'num_batches_tracked'  # torch counts the batches of a BatchNorm and, at a fixed momentum, never reads it
@@ -225,23 +225,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, 2 for wrong input, or 1 for a file of ours that is damaged."""
+    return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.list:
         print(releases.table())
-        return 0
+        return
     wanted = 2 if arguments.to_torch else 3
     if len(arguments.arguments) != wanted:
         parser.error(f'expected {wanted} arguments, found {len(arguments.arguments)}')
-    try:
-        if arguments.to_torch:
-            print(_export(*arguments.arguments))
-        else:
-            print(_import(arguments, *arguments.arguments))
-    except (UsageError, RunError) as error:
-        print(f'fixres_jax.convert: {error}', file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
-    return 0
+    if arguments.to_torch:
+        print(_export(*arguments.arguments))
+    else:
+        print(_import(arguments, *arguments.arguments))
 
 
 if __name__ == '__main__':

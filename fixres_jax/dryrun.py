@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app, flags
 
+from fixres_jax import command
 from fixres_jax import main as command_line
 from fixres_jax.errors import RunError, UsageError, nearest
 
@@ -232,15 +233,14 @@ def run(config: Any, topology: str | None, num_devices: int | None, steps: list[
     return result
 
 
-def main(argv: list[str]) -> None:
-    """Run from the command line."""
+def main(argv: list[str]) -> int:
+    """Run from the command line; return the exit code."""
     del argv
-    try:
-        result = run(flags.FLAGS.config, _TOPOLOGY.value, _DEVICES.value, _STEPS.value)
-    except UsageError as error:
-        command_line.fail(str(error), 2)
-    except RunError as error:
-        command_line.fail(str(error), 1)
+    return command.run(_main)
+
+
+def _main() -> None:
+    result = run(flags.FLAGS.config, _TOPOLOGY.value, _DEVICES.value, _STEPS.value)
     if _JSON.value:
         with open(_JSON.value, 'w') as file:
             file.write(json.dumps(result, indent=2) + '\n')

@@ -21,7 +21,7 @@ from typing import Any
 from etils import epath
 from PIL import Image
 
-from fixres_jax import files
+from fixres_jax import command, files
 from fixres_jax.data import shards, sources
 from fixres_jax.data.decoding import decode
 from fixres_jax.errors import RunError, UsageError
@@ -243,11 +243,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == '__main__':
     logging.basicConfig(format='%(message)s', level=logging.INFO)
-    try:
-        main(sys.argv[1:])
-    except (UsageError, RunError) as error:
-        print(f'fixres_jax: {error}', file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        print('fixres_jax: interrupted; the same command goes on from there.', file=sys.stderr)
-        sys.exit(1)
+    sys.exit(command.run(main, sys.argv[1:], interrupted='interrupted; the same command goes on from there.'))

@@ -1,7 +1,9 @@
 """What happens to files: damaged, of another run, on a full or read-only disk, in use, or of a dead process."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fixres_jax import checkpoint, loop, optim, sharding, trees, workdir
+from fixres_jax import checkpoint, disk, loop, optim, sharding, trees, workdir
 from fixres_jax.checkpoint import Checkpoints
 from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.errors import RunError, UsageError
@@ -136,9 +138,9 @@ def mounted(path, options):
         subprocess.run(['umount', '-l', str(path)], check=True)
 
 
-def save_until_full(disk):
+def save_until_full(place):
     """Save steps 1, 2, ... to a small disk; prints the one line it ends in."""
-    checkpoints = Checkpoints(epath.Path(disk), 9)
+    checkpoints = Checkpoints(epath.Path(place), 9)
     try:
         for step in range(1, 9):
             checkpoints.save(make_state(sharding.make_mesh(), step))
@@ -147,18 +149,57 @@ def save_until_full(disk):
         print(error)
 
 
+@contextlib.contextmanager
+def small_disks(folder):
+    """Mount disks of which each fills up while another file is written."""
+    sizes = ('150k', '180k', '200k', '220k', '260k')
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(mounted(folder / size, f'size={size}')) for size in sizes]
+
+
 def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path, mesh):
-    with mounted(tmp_path / 'disk', 'size=200k') as disk:
+    with small_disks(tmp_path) as places:
         # In a process of its own: what the failed writers' threads still throw is not this test's.
-        code = f'from tests.test_durability import save_until_full; save_until_full({str(disk)!r})'
-        ran = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-        with contextlib.closing(Checkpoints(epath.Path(disk), 9)) as again:
-            good = again.steps
-            assert good and good == list(range(1, len(good) + 1)), ran.stderr
-            restored = again.restore(abstract(make_state(mesh, 0)))
-    pattern = f'could not be written.*no space left.*The last good one there: step {good[-1]}'
-    assert re.search(pattern, ran.stdout), ran.stdout + ran.stderr
-    jax.tree.map(np.testing.assert_array_equal, restored, make_state(mesh, good[-1]))
+        code = f'from tests.test_durability import *\nfor place in {[*map(str, places)]}: save_until_full(place)'
+        environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1'}
+        ran = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        for place, line in zip(places, ran.stdout.splitlines(), strict=True):
+            with contextlib.closing(Checkpoints(epath.Path(place), 9)) as again:
+                good = again.steps
+                assert good and good == list(range(1, len(good) + 1)), ran.stderr
+                restored = again.restore(abstract(make_state(mesh, 0)))
+            assert re.search(f'could not be written.*no space left.*The last good one there: step {good[-1]}', line), (
+                line
+            )
+            jax.tree.map(np.testing.assert_array_equal, restored, make_state(mesh, good[-1]))
+    assert ran.stderr == '', 'the line on the output is all there is to say'
+
+
+def test_a_network_that_finds_no_room_ends_in_one_line(tmp_path):
+    with mounted(tmp_path / 'disk', 'size=100k') as place:
+        with pytest.raises(RunError, match='could not be written to .*no space left on device.. Make room'):
+            checkpoint.save_model(
+                epath.Path(place) / 'x', {'params': {'a': np.random.default_rng(0).random(65536)}}, {}
+            )
+
+
+def test_only_errors_of_the_disk_are_kept_from_the_log(caplog):
+    disk.quieten()
+    log = logging.getLogger('absl')
+    for error in (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError('another')):
+        log.error('%s', type(error).__name__, exc_info=error)
+    log.error('no exception')
+    assert [record.getMessage() for record in caplog.records] == ['ValueError', 'no exception']
+
+
+def test_a_network_is_loaded_without_a_word(saved):
+    folder, _ = saved
+    checkpoint.write_metadata(folder, {'architecture': 'none'})
+    code = 'import sys; from fixres_jax import checkpoint; checkpoint.load_model(sys.argv[1])'
+    environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1'}
+    command = [sys.executable, '-c', code, str(folder)]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, '')
 
 
 def test_a_read_only_workdir_is_refused(tmp_path):
