@@ -147,7 +147,7 @@ def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     resolution = plan.test_resolution or results['sweep']['test_resolution']
     transform = transforms.make_finetune(resolution, augmentation=plan.augmentation, **plan.resizing)
     _, info = train.run(
-        plan.model,
+        train.regroup(plan.model, plan.finetuning, 'finetune'),
         plan.train_source,
         transform,
         plan.finetuning,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from fixres_jax import adapt, checkpoint, models, sharding, state, train, trees
+from fixres_jax import adapt, checkpoint, models, processes, settings, sharding, state, train, trees
 from fixres_jax.data import drawings, sources, transforms
-from fixres_jax.errors import UsageError, nearest
+from fixres_jax.errors import UsageError
 from fixres_jax.progress import log
 
 DEFAULT_NAME, DEFAULT_WIDTH = 'resnet50', 64  # where neither the config nor a given network says
@@ -95,23 +95,29 @@ class Plan:
 
 
 def make(config: Any, workdir: epath.Path) -> Plan:
-    """Turn the config into plain values, checking each: the only place that knows the config's shape."""
-    _check_network(config)
+    """Turn a config that `settings.read` and `settings.check_task` have passed into what the phases take."""
+    mesh = sharding.make_mesh()
+    optimized = settings.read(config).optimized
+    for o in optimized:
+        sharding.check_batch_size(o.batch_size, mesh, f'{o.PATH}batch_size', o.accumulate_steps)
     given, given_metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
     config = name_network(config, given_metadata)
+    _check_layers(config)
     train_source, held_out, test_source = _open_data(config, workdir)
+    for o in optimized:
+        _warn_of_large_batch(o, len(train_source))
     model, metadata = make_model(config, given_metadata, test_source.class_names)
     resolutions = tuple(config.test.resolutions) or default_resolutions(
         metadata['train_resolution'], given_metadata.get('test_resolution')
     )
     _check_resolutions(config, metadata['train_resolution'], resolutions)
     how = adapting(config, metadata, held_out)
-    _check_layers(model, config, how.solver)
+    _check_one_pass(model, config, how.solver)
     return Plan(
         workdir=workdir,
         seed=config.seed,
         model=model,
-        mesh=sharding.make_mesh(),
+        mesh=mesh,
         layout=config.sharding,
         variables=_fit_variables(model, given, config, test_source.class_names) if given else None,
         train_source=train_source,
@@ -130,7 +136,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         augmentation=config.finetune.augmentation,
         training=training(config),
         finetuning=finetuning(config),
-        adaptation=_adaptation_phase(config.adaptation),
+        adaptation=settings.ADAPTATIONS[config.adaptation],
         adapting=how,
         sweep_images=config.adapt.sweep_images,
         init_from=config.init_from,
@@ -154,22 +160,6 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         },
         reading={'workers': config.data.workers, 'threads': config.data.threads},
     )
-
-
-def _check_network(config: Any) -> None:
-    """Raise UsageError when the task needs a network or a resolution that the config does not give."""
-    if config.model.name and config.model.name not in models.MODELS:
-        models.create(config.model.name)  # raises, naming the nearest
-    needs_network = config.task == 'analyze' and config.study in ('activations', 'ablation')
-    needs_network |= config.task in ('adapt', 'finetune', 'evaluate', 'extract')
-    if needs_network and not config.init_from:
-        raise UsageError(
-            f'task={config.task} needs a network: set --config.init_from to a workdir or to converted weights.'
-        )
-    if config.task == 'recipe' and not (config.train.epochs or config.init_from):
-        raise UsageError('train.epochs=0 needs a trained network: set --config.init_from, or train for some epochs.')
-    if config.task in ('adapt', 'finetune') and not config.test.resolution:
-        raise UsageError(f'task={config.task} needs the resolution to adapt to: set --config.test.resolution.')
 
 
 def name_network(config: Any, given: dict[str, Any]) -> Any:
@@ -236,35 +226,59 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
 
 
 def _check_resolutions(config: Any, train_resolution: int, resolutions: tuple[int, ...]) -> None:
-    """Raise UsageError for a resolution that the network cannot take, or a sweep with nothing to choose."""
-    named = [('train.resolution', train_resolution), *(('test.resolutions', value) for value in resolutions)]
-    named += [('test.resolution', config.test.resolution)] if config.test.resolution else []
-    for name, value in named:
-        if value < models.MIN_RESOLUTION:
-            raise UsageError(
-                f'{name}={value} is too small for {config.model.name}, which divides its input by '
-                f'{models.MIN_RESOLUTION}: give at least {models.MIN_RESOLUTION}.'
-            )
+    """Raise UsageError for a sweep with nothing to choose."""
     if config.task == 'recipe' and not config.test.resolution and max(resolutions) < train_resolution:
-        raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
+        raise UsageError(
+            f'test.resolutions={resolutions} has none of at least {train_resolution}, which {config.init_from} was '
+            'trained at: add one.'
+        )
 
 
-def _check_layers(model: Any, config: Any, solver: str) -> None:
-    """Raise UsageError, before anything is trained, when the adaptation cannot train the layers that it names."""
-    how = finetuning(config)
-    shapes = jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
-    models.batch_norm_layers(shapes['batch_stats'], how.batch_norm)
-    selected, _ = trees.split(shapes['params'], how.trainable)
+def _check_layers(config: Any) -> None:
+    """Raise UsageError, before anything is read, when the model lacks layers that are to be trained or adapted."""
+    model = models.create(config.model.name, width=config.model.width)
+    shapes = _shapes(model)
+    for section, how in (('train', training(config)), ('finetune', finetuning(config))):
+        for field, select in (
+            ('batch_norm', lambda regex: models.batch_norm_layers(shapes['batch_stats'], regex)),
+            ('trainable', lambda regex: trees.split(shapes['params'], regex)),
+        ):
+            try:
+                select(getattr(how, field))
+            except UsageError as error:
+                raise UsageError(f'{section}.{field}: {error}') from None
+
+
+def _warn_of_large_batch(o: Any, num_images: int) -> None:
+    if o.batch_size > num_images and processes.is_host0():
+        log.warning(
+            'Warning: %sbatch_size=%d is more than the %d training images: a batch holds each about %.1f times, and '
+            'the phase has %d steps. Give a smaller one, such as %d.',
+            *(o.PATH, o.batch_size, num_images, o.batch_size / num_images, train.count_steps(o, num_images)),
+            2 ** max(0, (num_images // 4).bit_length() - 1),
+        )
+
+
+def _check_one_pass(model: Any, config: Any, solver: str) -> None:
+    """Raise UsageError when SGD on embeddings would have to train anything but the classifier."""
     one_pass = config.task == 'adapt' or (config.task == 'recipe' and config.adaptation == 'one_pass')
-    whole = f'{models.CLASSIFIER}/.*'
-    others = trees.flatten(selected).keys() ^ trees.flatten(trees.split(shapes['params'], whole)[0]).keys()
-    if one_pass and solver == 'sgd' and others:
+    if not one_pass or solver != 'sgd':
+        return
+    params, whole = _shapes(model)['params'], f'{models.CLASSIFIER}/.*'
+    trainable = finetuning(config).trainable
+    chosen, classifier = (trees.flatten(trees.split(params, regex)[0]).keys() for regex in (trainable, whole))
+    others = sorted(chosen ^ classifier)
+    if others:
         instead = 'task=finetune' if config.task == 'adapt' else 'adaptation=finetune'
         raise UsageError(
-            f'finetune.trainable={how.trainable!r} and the classifier differ by {", ".join(sorted(others)[:3])} '
-            f'({len(others)} in all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
+            f'finetune.trainable={trainable!r} and the classifier differ by {", ".join(others[:3])} ({len(others)} in '
+            'all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
             f'finetune.trainable={whole!r}, or {instead} to train through the network.'
         )
+
+
+def _shapes(model: Any) -> Any:
+    return jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
 
 
 def default_resolutions(train_resolution: int, adapted_at: int | None = None) -> tuple[int, ...]:
@@ -372,13 +386,6 @@ def _held_out(config: Any) -> dict[str, Any]:
     }
 
 
-def _adaptation_phase(name: str) -> str:
-    phases = {'one_pass': 'adapt', 'finetune': 'finetune'}
-    if name not in phases:
-        raise UsageError(f'adaptation={name!r} is not one of {", ".join(phases)}.{nearest(name, phases)}')
-    return phases[name]
-
-
 def _optimization(section: Any, **regexes: str) -> train.Optimization:
     names = [field.name for field in dataclasses.fields(train.Optimization)]
     return train.Optimization(**({name: section[name] for name in names} | regexes))
@@ -387,6 +394,4 @@ def _optimization(section: Any, **regexes: str) -> train.Optimization:
 def _dtype(name: str) -> Any:
     if name == 'auto':
         name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    if name not in DTYPES:
-        raise UsageError(f'model.dtype={name!r} is not one of auto, {", ".join(DTYPES)}.{nearest(name, DTYPES)}')
     return DTYPES[name]

@@ -87,6 +87,17 @@ def claim(workdir: epath.Path, config: dict[str, Any]) -> None:
         write_json(path, config)
 
 
+def check_restore_step(workdir: epath.Path, step: int) -> None:
+    """Raise UsageError when no phase in the folder has a checkpoint of the step that the config goes back to."""
+    found = {int(path.name) for path in workdir.glob('*/checkpoints/*') if path.name.isdigit()} if step else set()
+    if step and step not in found:
+        have = f'those of steps {", ".join(map(str, sorted(found)))}' if found else 'none'
+        raise UsageError(
+            f'restore_step={step}: {workdir} has no such checkpoint, but {have}. Leave restore_step at 0 to go on from '
+            'the last one.'
+        )
+
+
 def read_json(path: epath.Path) -> Any:
     """Return the content of a JSON file, or None if it is not there."""
     return json.loads(path.read_text()) if path.exists() else None

@@ -14,9 +14,11 @@ CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 LAYERS = [
     ['errors', '__init__', '__version__'],
     ['files'],
-    ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums', 'disk'],
+    ['trees', 'metrics', 'rules', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums', 'disk'],
     ['command', 'footprint', 'workdir', 'models', 'data', 'analysis.frechet'],
     ['optim', 'state', 'prepare', 'analysis.sizes', 'releases', 'state_dicts'],
+    ['sections'],
+    ['settings'],
     ['checkpoint'],
     ['embeddings', 'convert'],
     ['classifier'],

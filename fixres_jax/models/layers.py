@@ -175,7 +175,7 @@ def _group(x: jax.Array, size: int) -> jax.Array:
     if batch % size:
         raise UsageError(
             f'A batch of {batch} images is not a multiple of bn_group_size={size}. Set bn_group_size to a '
-            f'divisor of {batch}, or to None for one group, or the batch size to a multiple of {size}.'
+            f'divisor of {batch}, or to None for one group (0 in a config), or the batch size to a multiple of {size}.'
         )
     if size * height * width == 1:
         raise UsageError(
