@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import fixres_jax
 from fixres_jax import checkpoint, convert, models, releases, state_dicts
 from fixres_jax.errors import UsageError
 from goldens import weights
@@ -109,6 +110,7 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     digest = metadata.pop('source_sha256')
     assert len(digest) == 64
     assert metadata == convert.METADATA | {
+        'version': fixres_jax.__version__,
         'architecture': 'resnet18',
         'width': WIDTH,
         'num_classes': weights.CLASSES,
@@ -126,6 +128,16 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     capsys.readouterr()
     assert run('resnet18', safetensors_file, tmp_path / 'in', '--width', WIDTH) == 2
     assert 'not an empty folder' in capsys.readouterr().err
+
+
+def test_classes_come_back_with_a_file_and_what_it_was_trained_on_does_not(safetensors_file, tmp_path):
+    state_dict, _ = state_dicts.load(safetensors_file)
+    about = {'class_names': [f'class {n}' for n in range(weights.CLASSES)], 'trained_on': [{'trained': {'count': 7}}]}
+    state_dicts.save(tmp_path / 'ours.safetensors', state_dict, about)
+    for out, option, back in (('a', (), about['class_names']), ('b', ('--reset-head',), None)):
+        assert run('resnet18', tmp_path / 'ours.safetensors', tmp_path / out, '--width', WIDTH, *option) == 0
+        metadata = checkpoint.load_metadata(tmp_path / out)
+        assert metadata.get('class_names') == back and 'trained_on' not in metadata
 
 
 def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tmp_path, capsys):

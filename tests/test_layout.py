@@ -16,7 +16,7 @@ LAYERS = [
     ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums'],
     ['footprint', 'workdir', 'models', 'data', 'analysis.frechet'],
     ['optim', 'state', 'prepare', 'analysis.sizes', 'releases', 'state_dicts'],
-    ['checkpoint'],
+    ['checkpoint', 'provenance'],
     ['embeddings', 'convert'],
     ['classifier'],
     ['loop', 'evaluate', 'extract', 'advise'],

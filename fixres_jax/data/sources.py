@@ -8,7 +8,7 @@ get a copy.
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -211,6 +211,26 @@ def few_shot(source: Source, amount: int | float, seed: int) -> Subset:
     return _parts(source, order[rank < np.repeat(wanted, counts)])[1]
 
 
+def training_parts(source: Source, how: Mapping[str, Any]) -> tuple[Source, Source | None]:
+    """Return (images to train on, images held out or None) of a training split.
+
+    Args:
+      source: any source.
+      how: `held_out_list` or `held_out_fraction`, `few_shot_list` or `few_shot`, as in the configs' `data`, and `seed`.
+    """
+    held_out = None
+    if how['held_out_list']:
+        source, held_out = hold_out_listed(source, how['held_out_list'])
+    elif how['held_out_fraction']:
+        source, held_out = hold_out(source, how['held_out_fraction'], how['seed'])
+    amount = how['few_shot']
+    if how['few_shot_list']:
+        _, source = hold_out_listed(source, how['few_shot_list'])
+    elif amount:
+        source = few_shot(source, amount if amount < 1 else int(amount), how['seed'])
+    return source, held_out
+
+
 def some_classes(source: Source, names: Sequence[str]) -> Subset:
     """Keep some classes, which get the labels 0, 1, ... in the order of `names`.
 
@@ -227,6 +247,15 @@ def some_classes(source: Source, names: Sequence[str]) -> Subset:
     new_labels[[source.class_names.index(name) for name in names]] = np.arange(len(names))
     indices = np.flatnonzero(new_labels[source.labels] >= 0).astype(np.int32)
     return Subset(source, indices, tuple(names), new_labels)
+
+
+def relabelled(source: Source | None, names: Sequence[str]) -> Source | None:
+    """Return a view whose labels are the places of the classes in `names`, which holds at least those of the source."""
+    if source is None or tuple(source.class_names) == tuple(names):
+        return source
+    places = {name: place for place, name in enumerate(names)}
+    new_labels = np.array([places[name] for name in source.class_names], np.int32)
+    return Subset(source, np.arange(len(source), dtype=np.int32), tuple(names), new_labels)
 
 
 def digests(source: Source) -> np.ndarray:
