@@ -78,7 +78,7 @@ def ablation(plan: Plan, networks: Networks | None) -> studies.Study:
             mesh=plan.mesh,
             layout=plan.layout,
             directory=plan.workdir / 'ablation',
-            metadata=plan.metadata,
+            metadata=plan.adapted_metadata,
             **plan.writing,
         )
     return numbers | {'train_resolution': plan.train_resolution, 'test_resolution': networks.resolution}, arrays

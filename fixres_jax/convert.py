@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixres_jax import checkpoint, command, files, models, releases, state_dicts, trees
+from fixres_jax import __version__, checkpoint, command, files, models, releases, state_dicts, trees
 from fixres_jax.errors import RunError, UsageError
 
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
@@ -179,7 +179,10 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     variables = from_torch(state_dict, model, reset_head=reset_head)
     given = {key: getattr(arguments, key) for key in METADATA if getattr(arguments, key) is not None}
     metadata = METADATA | metadata | (release.metadata() if release else {}) | given
-    metadata |= {'architecture': name, 'width': width, 'num_classes': num_classes}
+    metadata.pop('trained_on', None)  # Nobody knows what happened to the weights outside.
+    if reset_head:
+        metadata.pop('class_names', None)
+    metadata |= {'version': __version__, 'architecture': name, 'width': width, 'num_classes': num_classes}
     metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
     try:
         checkpoint.save_model(folder, variables, metadata)

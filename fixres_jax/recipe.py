@@ -83,11 +83,16 @@ def run(config: Any, workdir: str | epath.Path) -> None:
     with hold(workdir):
         plan = make(config, workdir)
         names = (plan.adaptation if name == 'ADAPTATION' else name for name in TASKS[config.task])
-        _run_phases(plan, tuple(names), config.to_dict())
+        claim(workdir, config.to_dict(), _defaults(config), plan.images)
+        _run_phases(plan, tuple(names))
 
 
-def _run_phases(plan: Plan, names: tuple[str, ...], config: dict[str, Any]) -> None:
-    claim(plan.workdir, config)
+def _defaults(config: Any) -> dict[str, Any]:
+    """Return the default of every field, which the configs of `configs/` tell; {} of a config that does not."""
+    return config.defaults() if hasattr(config, 'defaults') else {}
+
+
+def _run_phases(plan: Plan, names: tuple[str, ...]) -> None:
     results: dict[str, Any] = {}
     for phase in names:
         path = plan.workdir / f'{phase}.json'

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import fixres_jax
 from fixres_jax import checkpoint, convert, models, releases, state_dicts
 from fixres_jax.errors import UsageError
 from goldens import weights
@@ -125,6 +126,7 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     digest = metadata.pop('source_sha256')
     assert len(digest) == 64
     assert metadata == convert.METADATA | {
+        'version': fixres_jax.__version__,
         'architecture': 'resnet18',
         'width': WIDTH,
         'num_classes': weights.CLASSES,
@@ -148,6 +150,16 @@ def test_a_torch_file_is_not_written_to_a_bucket(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run('--to-torch', 'run', 'gs://bucket/x.safetensors') == 2
     assert 'local or mounted folder' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_classes_come_back_with_a_file_and_what_it_was_trained_on_does_not(safetensors_file, tmp_path):
+    state_dict, _ = state_dicts.load(safetensors_file)
+    about = {'class_names': [f'class {n}' for n in range(weights.CLASSES)], 'trained_on': [{'trained': {'count': 7}}]}
+    state_dicts.save(tmp_path / 'ours.safetensors', state_dict, about)
+    for out, option, back in (('a', (), about['class_names']), ('b', ('--reset-head',), None)):
+        assert run('resnet18', tmp_path / 'ours.safetensors', tmp_path / out, '--width', WIDTH, *option) == 0
+        metadata = checkpoint.load_metadata(tmp_path / out)
+        assert metadata.get('class_names') == back and 'trained_on' not in metadata
 
 
 def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tmp_path, capsys):

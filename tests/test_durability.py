@@ -268,13 +268,60 @@ def test_a_killed_run_leaves_its_workdir_free(tmp_path):
         pass
 
 
+IMAGES = {'training': {'count': 96, 'names': 'ab'}, 'test': {'count': 24, 'names': 'cd'}}
+
+
+def claim(folder, config, defaults=None, images=IMAGES):
+    workdir.claim(epath.Path(folder), config, defaults or {}, images)
+
+
 def test_execution_fields_may_change_and_others_may_not(tmp_path):
-    folder = epath.Path(tmp_path)
-    workdir.claim(folder, {'seed': 1, 'keep_checkpoints': 2, 'train': {'lr': 0.1}})
-    workdir.claim(folder, {'seed': 1, 'keep_checkpoints': 3, 'train': {'lr': 0.1}})
+    claim(tmp_path, {'seed': 1, 'keep_checkpoints': 2, 'train': {'lr': 0.1}})
+    claim(tmp_path, {'seed': 1, 'keep_checkpoints': 3, 'train': {'lr': 0.1}})
     with pytest.raises(UsageError, match='train.lr was 0.1, now 0.2'):
-        workdir.claim(folder, {'seed': 1, 'keep_checkpoints': 3, 'train': {'lr': 0.2}})
+        claim(tmp_path, {'seed': 1, 'keep_checkpoints': 3, 'train': {'lr': 0.2}})
     assert json.loads((tmp_path / 'config.json').read_text())['keep_checkpoints'] == 3
+
+
+def test_a_field_that_a_workdir_is_older_than_had_its_default(tmp_path):
+    claim(tmp_path, {'seed': 1, 'train': {'lr': 0.1}})
+    defaults = {'seed': 0, 'train': {'lr': 0.02, 'ratio': (0.75, 1.5)}, 'study': ''}
+    config = {'seed': 1, 'train': {'lr': 0.1, 'ratio': (0.75, 1.5)}, 'study': ''}
+    with pytest.raises(UsageError, match=r'train.ratio was \[0.75, 1.5\], now \[1.0, 1.5\]'):
+        claim(tmp_path, config | {'train': {'lr': 0.1, 'ratio': (1.0, 1.5)}}, defaults)
+    with pytest.raises(UsageError, match='seed was 1, now 0'):  # A field that was there is what it was.
+        claim(tmp_path, config | {'seed': 0}, defaults)
+    claim(tmp_path, config, defaults)
+    assert json.loads((tmp_path / 'config.json').read_text())['train']['ratio'] == [0.75, 1.5]
+    with pytest.raises(UsageError, match=r'study was \'\', now \'roc\''):
+        claim(tmp_path, config | {'study': 'roc'}, defaults)
+
+
+def test_a_workdir_goes_on_with_the_images_that_it_began_with(tmp_path):
+    claim(tmp_path, {'seed': 1})
+    more = IMAGES | {'training': {'count': 97, 'names': 'ac'}}
+    with pytest.raises(UsageError, match='began with 96 training images, now 97. Bring back'):
+        claim(tmp_path, {'seed': 1}, images=more)
+    others = IMAGES | {'test': {'count': 24, 'names': 'ce'}}
+    with pytest.raises(UsageError, match='24 test images, now 24 of other names'):
+        claim(tmp_path, {'seed': 1}, images=others)
+    claim(tmp_path, {'seed': 1})
+
+
+def test_a_refusal_names_the_versions_where_they_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, '__version__', '7.1')
+    claim(tmp_path, {'seed': 1})
+    with pytest.raises(UsageError) as error:
+        claim(tmp_path, {'seed': 2})
+    assert '7.1' not in str(error.value)
+    monkeypatch.setattr(workdir, '__version__', '7.2')
+    claim(tmp_path, {'seed': 1})
+    for different in ({'config': {'seed': 2}}, {'config': {'seed': 1}, 'images': {'test': {'count': 1, 'names': 'x'}}}):
+        with pytest.raises(UsageError, match='begun by version 7.1 of this program, and this is 7.2'):
+            claim(tmp_path, **different)
+    (tmp_path / 'run.json').unlink()
+    with pytest.raises(UsageError, match='does not say which images .* begun by an earlier version .* and this is 7.2'):
+        claim(tmp_path, {'seed': 1})
 
 
 @pytest.mark.parametrize('bad', ['loss', 'gradient_norm'])
