@@ -12,6 +12,7 @@ from fixres_jax import (
     __version__,
     adapt,
     checkpoint,
+    checks,
     models,
     provenance,
     settings,

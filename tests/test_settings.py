@@ -135,7 +135,7 @@ def test_a_batch_larger_than_the_data_is_warned_of(config, tiny_folder, tmp_path
     config.data.update(source=str(tiny_folder), held_out_fraction=0.25)
     config.train.update(batch_size=4096, epochs=1.0)
     plan.make(config, epath.Path(tmp_path))
-    assert 'train.batch_size=4096 is more than the 36 training images' in caplog.text
+    assert 'train.batch_size=4096 is more than the 38 training images' in caplog.text
     assert 'has 1 steps. Give a smaller one, such as 8.' in caplog.text
 
 
