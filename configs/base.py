@@ -6,9 +6,17 @@ Not a run by itself: data.source is empty.
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+class Config(ConfigDict):
+    """A config that can tell the defaults of its fields, so that a run may go on that is older than one of them."""
+
+    def defaults(self) -> dict:
+        """Return every field with its default."""
+        return get_config().to_dict()
+
+
+def get_config() -> Config:
     """Return the defaults: the paper's recipe for a ResNet-50 at 224."""
-    c = ConfigDict()
+    c = Config()
     c.task = 'recipe'  # recipe (all phases), train, adapt, finetune, evaluate, extract, analyze
     c.adaptation = 'one_pass'  # of the recipe. one_pass: section adapt; finetune: SGD through the network
     c.seed = 0  # of weights, order of images, augmentation and held-out images
@@ -23,7 +31,7 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = ''  # a name of fixres_jax.models.MODELS; '': that of init_from, and without one resnet50
-    c.model.num_classes = 0  # 0: as many as the data has
+    c.model.num_classes = 0  # 0: as many as init_from has, or else the data
     c.model.width = 0  # channels of the stem; 0: those of init_from, and without one 64, the published network
     c.model.dtype = 'auto'  # of activations: float32, bfloat16; auto: bfloat16 where there is an accelerator
     c.model.bn_group_size = 64  # images that share BatchNorm statistics, the reference's 64 a GPU; 0: the whole batch
@@ -34,7 +42,7 @@ def get_config() -> ConfigDict:
     c.data.source = ''  # folder of splits of class folders, prepared shards, tfds:NAME, or 'drawings' (embedded)
     c.data.train_split = 'train'  # folder of the training split
     c.data.test_split = 'val'  # folder of the split that the final numbers come from
-    c.data.held_out_fraction = 0.02  # of the training images, kept from training to choose the test resolution on
+    c.data.held_out_fraction = 0.02  # of the training images, on average: kept from training to choose on
     c.data.held_out_list = ''  # file of names, one a line, to hold out instead of a fraction
     c.data.few_shot = 0.0  # training images of each class: a number, or a fraction below 1; 0: all
     c.data.few_shot_list = ''  # file of names, one a line, to train on instead
@@ -82,7 +90,7 @@ def get_config() -> ConfigDict:
 
     c.adapt = ConfigDict()
     # Both solvers train the classifier alone: sgd refuses any other finetune.trainable, lbfgs ignores it.
-    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if images were held out
+    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if the held-out are unseen
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs
     c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all

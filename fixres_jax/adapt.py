@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 
 from fixres_jax import classifier, embeddings, models, preemption, sharding, train, trees
 from fixres_jax.data import pipeline, sources
-from fixres_jax.errors import UsageError, nearest
+from fixres_jax.errors import UsageError
 from fixres_jax.progress import log
 
-SOLVERS = ('lbfgs', 'sgd')
 # Of the training images, for the statistics: with a tenth held out the whole stays within 1.2 passes.
 STATISTICS_SHARE = 1 / 16
 STATISTICS_LEAST = 256  # images
@@ -57,21 +56,6 @@ class Adaptation:
     cache_dtype: str
     cache_gigabytes: float
     unseen: bool
-
-    def __post_init__(self):
-        for name, value, choices in (
-            ('solver', self.solver, SOLVERS),
-            ('cache_dtype', self.cache_dtype, embeddings.DTYPES),
-        ):
-            if value not in choices:
-                raise UsageError(f'adapt.{name}={value!r} is not one of {", ".join(choices)}.{nearest(value, choices)}')
-        if not self.weight_decays or min(self.weight_decays) < 0:
-            raise UsageError(f'adapt.weight_decays={self.weight_decays}: give at least one value, none below 0.')
-        if self.copies < 0 or self.statistics_images < 1 or self.max_iterations < 1:
-            raise UsageError(
-                'adapt.copies is at least 0, adapt.statistics_images and adapt.max_iterations at least 1; given '
-                f'{self.copies}, {self.statistics_images} and {self.max_iterations}.'
-            )
 
 
 def measure_statistics(

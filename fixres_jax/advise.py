@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fixres_jax import command
 from fixres_jax.analysis import sizes
 from fixres_jax.errors import UsageError
 
@@ -258,8 +259,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main(sys.argv[1:])
-    except UsageError as error:
-        print(f'fixres_jax: {error}', file=sys.stderr)
-        sys.exit(2)
+    sys.exit(command.run(main, sys.argv[1:]))

@@ -9,7 +9,7 @@ from etils import epath
 from fixres_jax import phases, processes, studies
 from fixres_jax.analysis import figures, sizes
 from fixres_jax.data import sources
-from fixres_jax.errors import UsageError, nearest
+from fixres_jax.errors import UsageError
 from fixres_jax.metrics import write_arrays, write_json
 from fixres_jax.phases import Networks
 from fixres_jax.plan import Plan
@@ -78,7 +78,7 @@ def ablation(plan: Plan, networks: Networks | None) -> studies.Study:
             mesh=plan.mesh,
             layout=plan.layout,
             directory=plan.workdir / 'ablation',
-            metadata=plan.metadata,
+            metadata=plan.adapted_metadata,
             **plan.writing,
         )
     return numbers | {'train_resolution': plan.train_resolution, 'test_resolution': networks.resolution}, arrays
@@ -118,15 +118,8 @@ def analyze_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     return {'study': plan.study.name}
 
 
-def check_study(name: str) -> None:
-    """Raise UsageError for a study that does not exist."""
-    if name not in STUDIES:
-        raise UsageError(f'study={name!r} is not one of {", ".join(STUDIES)}.{nearest(name, STUDIES)}')
-
-
 def _make(plan: Plan, name: str, networks: Networks | None) -> None:
     log.info('Study %s begins.', name)
-    check_study(name)
     numbers, arrays = STUDIES[name](plan, networks)
     if processes.is_host0():
         write_arrays(plan.workdir / 'studies' / f'{name}.npz', arrays)

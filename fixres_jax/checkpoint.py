@@ -8,7 +8,7 @@ Converted weights are the same with the single step 0 and no `training`.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fixres_jax import checksums, processes, trees
+from fixres_jax import checksums, disk, files, processes, trees
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.metrics import write_json
 from fixres_jax.state import TrainState
@@ -31,6 +31,7 @@ class Checkpoints:
     """Save and restore the states of one run, in the background, the newest ones kept."""
 
     def __init__(self, directory: epath.Path, keep: int = 2):
+        disk.quieten()
         self.directory = epath.Path(directory) / 'checkpoints'
         self._manager = ocp.CheckpointManager(
             self.directory.resolve(),
@@ -68,19 +69,14 @@ class Checkpoints:
                 ),
             )
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
         """Turn what goes wrong while checkpoints are written into one line."""
-        try:
-            yield
-        except jax.errors.JaxRuntimeError:  # not of the disk: another process is gone
-            raise
-        except Exception as error:
+
+        def remedy() -> str:
             last = f'step {self.steps[-1]}' if self.steps else 'none'
-            raise RunError(
-                f'A checkpoint could not be written to {self.directory} ({_reason(error)}). The last good one there: '
-                f'{last}. Make room or mend the disk; the same command goes on from it.'
-            ) from error
+            return f'The last good one there: {last}. Make room or mend the disk; the same command goes on from it.'
+
+        return _one_line(f'A checkpoint could not be written to {self.directory}', remedy)
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """Return the saved state of a step (the last one if not given).
@@ -134,6 +130,17 @@ class Checkpoints:
             self._manager.close()
 
 
+@contextlib.contextmanager
+def _one_line(what: str, remedy: Callable[[], str]) -> Iterator[None]:
+    """Turn what goes wrong while files are written into a RunError: what, the reason, the remedy."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # not of the disk: another process is gone
+        raise
+    except Exception as error:
+        raise RunError(f'{what} ({_reason(error)}). {remedy()}') from error
+
+
 def _by_name(tree: Any) -> dict[str, Any]:
     """Return the leaves of any tree by '/' names, which are the same for what was saved and what is wanted."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -141,10 +148,7 @@ def _by_name(tree: Any) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    text = ' '.join(str(error).split())
-    if 'No space left on device' in text:
-        return 'no space left on device'
-    return f'{type(error).__name__}: {text[:200]}'
+    return disk.reason(error) or f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
 
 
 def _damaged(folder: epath.Path, reason: str, steps: list[int]) -> str:
@@ -167,16 +171,21 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
       directory: an absent or empty folder.
       variables: {'params': ..., 'batch_stats': ...}, arrays.
       metadata: see `METADATA_FIELDS` in `recipe.py` for what an evaluation reads.
+
+    Raises:
+      RunError: when it cannot be written.
     """
+    disk.quieten()
     directory = epath.Path(directory)
     # Arrays on the host change no more: orbax need not copy gigabytes of them before it writes.
     host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     devices = ocp.type_handlers.get_type_handler(jax.Array)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, host), (jax.Array, devices))
     handlers = {'model': ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
-    with ocp.CheckpointManager((directory / 'checkpoints').resolve(), item_handlers=handlers) as manager:
-        manager.save(0, args=ocp.args.Composite(model=ocp.args.PyTreeSave(variables)))
-    write_metadata(directory, metadata)
+    with _one_line(f'A network could not be written to {directory}', lambda: 'Make room or mend the disk.'):
+        with ocp.CheckpointManager((directory / 'checkpoints').resolve(), item_handlers=handlers) as manager:
+            manager.save(0, args=ocp.args.Composite(model=ocp.args.PyTreeSave(variables)))
+        write_metadata(directory, metadata)
 
 
 def write_metadata(directory: epath.Path, metadata: dict[str, Any]) -> None:
@@ -191,7 +200,7 @@ def find(path: str | epath.Path) -> epath.Path:
     Raises:
       UsageError: when there is none.
     """
-    path = epath.Path(path)
+    path = files.reachable(path)
     for folder in (path, *(path / phase for phase in PHASES)):
         if (folder / METADATA).exists() and (folder / 'checkpoints').exists():
             return folder
@@ -229,10 +238,11 @@ def load_model(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     item = folder / 'checkpoints' / str(steps[-1]) / 'model'
     _verify(item.parent, steps, 'model')
     try:
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.metadata(item.resolve()).item_metadata.tree
+        # The handler alone: a checkpointer takes the item for a whole checkpoint and warns of missing metadata.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+            tree = reader.metadata(item.resolve()).tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            variables = reader.restore(item.resolve(), restore_args=restore_args)
+            variables = reader.restore(item.resolve(), args=ocp.args.PyTreeRestore(restore_args=restore_args))
     except Exception as error:
         raise RunError(_damaged(item.parent, _reason(error), steps)) from error
     return variables, json.loads((folder / METADATA).read_text())

@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app, flags
 
+from fixres_jax import command
 from fixres_jax import main as command_line
 from fixres_jax.errors import RunError, UsageError, nearest
 
@@ -44,7 +45,6 @@ def open_devices(topology: str | None, num_devices: int | None) -> tuple[list[An
     """
     if bool(topology) == bool(num_devices):
         raise UsageError('Give either --topology (such as v5e:2x2) or --devices (a number of virtual CPU devices).')
-    os.environ['JAX_PLATFORMS'] = 'cpu'
     import jax
 
     from fixres_jax.chips import CHIPS
@@ -119,7 +119,8 @@ class DryRun:
 
         o = plan.training(self._config) if step == 'train' else plan.finetuning(self._config)
         mesh, layout = self._mesh, self._config.sharding
-        num_steps, tx, _, step_fn = train.prepare(self._model, o, self._train_images, mesh=mesh, layout=layout)
+        model = self._model if step == 'train' else train.regroup(self._model, o, step)
+        num_steps, tx, _, step_fn = train.prepare(model, o, self._train_images, mesh=mesh, layout=layout)
         blank = state.abstract(self._model, tx, o.trainable, mesh=mesh, layout=layout)
         batch = self._batch(o.batch_size, self.resolution[step])
         compiled = step_fn.lower(blank, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
@@ -210,6 +211,10 @@ def run(config: Any, topology: str | None, num_devices: int | None, steps: list[
     for step in steps:
         if step not in STEPS:
             raise UsageError(f'--steps={step} is not one of {", ".join(STEPS)}.{nearest(step, STEPS)}')
+    os.environ['JAX_PLATFORMS'] = 'cpu'  # before the config is read, which imports jax
+    from fixres_jax import settings
+
+    settings.read(config)
     devices, chip, devices_per_chip = open_devices(topology, num_devices)
     name = topology or f'{num_devices} virtual CPU devices'
     dry_run = DryRun(config, devices, train_images=_TRAIN_IMAGES.value, test_images=_TEST_IMAGES.value)
@@ -228,15 +233,14 @@ def run(config: Any, topology: str | None, num_devices: int | None, steps: list[
     return result
 
 
-def main(argv: list[str]) -> None:
-    """Run from the command line."""
+def main(argv: list[str]) -> int:
+    """Run from the command line; return the exit code."""
     del argv
-    try:
-        result = run(flags.FLAGS.config, _TOPOLOGY.value, _DEVICES.value, _STEPS.value)
-    except UsageError as error:
-        command_line.fail(str(error), 2)
-    except RunError as error:
-        command_line.fail(str(error), 1)
+    return command.run(_main)
+
+
+def _main() -> None:
+    result = run(flags.FLAGS.config, _TOPOLOGY.value, _DEVICES.value, _STEPS.value)
     if _JSON.value:
         with open(_JSON.value, 'w') as file:
             file.write(json.dumps(result, indent=2) + '\n')

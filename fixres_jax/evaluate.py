@@ -15,19 +15,27 @@ from fixres_jax.models import EVAL
 from fixres_jax.progress import Progress
 
 
-def make_eval_step(model: Any, mesh: Mesh) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
+def make_eval_step(
+    model: Any, mesh: Mesh, present: Sequence[int] | None = None
+) -> Callable[[Any, jax.Array, jax.Array], dict[str, jax.Array]]:
     """Return the jitted function (variables, image uint8[B, R, R, 3], label int32[B]) -> outcome of each example.
 
-    The outcome is {'loss': float32[B], 'top1': bool[B], 'top5': bool[B]}.
+    The outcome is {'loss': float32[B], 'top1': bool[B], 'top5': bool[B]}; with `present`, also 'top1_among_present' and
+    'top5_among_present', where those classes are the only ones that can be answered.
     """
 
     def outcome(variables, image, label):
         logits, _ = model.apply(variables, image, EVAL)
-        return {
+        found = {
             'loss': metrics.cross_entropy(logits, label),
             'top1': metrics.hits(logits, label, 1),
             'top5': metrics.hits(logits, label, 5),
         }
+        if present is not None:
+            allowed = np.isin(np.arange(logits.shape[-1]), present)
+            logits = jnp.where(allowed[None, :], logits, -jnp.inf)
+            found |= {f'top{k}_among_present': metrics.hits(logits, label, k) for k in (1, 5)}
+        return found
 
     by_example = sharding.by_example(mesh)
     # The variables stay where they are: whole on each device, or split.
@@ -47,12 +55,12 @@ def _make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
 
         rows = mask[None, :]
         top1 = (stack('top1') & rows).astype(jnp.int32)
+        counted = [name for name in outcomes[0] if name not in ('loss', 'top1')]
         return {
             'count': mask.sum(),
             'loss': jnp.where(rows, stack('loss'), 0.0).sum(axis=1),
-            'top5': (stack('top5') & rows).sum(axis=1),
             'both': top1 @ top1.T,
-        }
+        } | {name: (stack(name) & rows).sum(axis=1) for name in counted}
 
     return jax.jit(reduce, out_shardings=sharding.replicated(mesh))
 
@@ -66,6 +74,7 @@ def evaluate(
     batch_size: int,
     mesh: Mesh,
     own: Mapping[int, Any] = types.MappingProxyType({}),
+    present: Sequence[int] | None = None,
     reading: Mapping[str, int] = types.MappingProxyType({}),
     title: str = 'evaluate',
 ) -> dict[str, Any]:
@@ -79,13 +88,15 @@ def evaluate(
       batch_size: global; rounded up to a multiple of the devices. The last batch is padded and masked.
       mesh: the devices.
       own: resolution -> variables of one more network, 'own', that is another one at each resolution.
+      present: labels that the source has, where they are fewer than the model's classes: scored by themselves too.
       reading: workers and threads, as in `pipeline.eval_batches`.
       title: what the progress bar says.
 
     Returns:
       {'count': images, 'points': [point], 'both': [[int]]}. A point is {'network', 'resolution', 'loss', 'top1',
       'top5', 'low', 'high', 'count'}: top1, top5 and top-1's 95 % interval in percent. `both[i][j]` counts the images
-      that points i and j both got right.
+      that points i and j both got right. All are among all classes of the model. With `present` a point also has
+      top1_among_present, low_among_present, high_among_present and top5_among_present.
 
     Raises:
       Preempted: after a SIGTERM.
@@ -98,7 +109,7 @@ def evaluate(
         **sharding.hosts(),
         **reading,
     )
-    eval_step, reduce = make_eval_step(model, mesh), _make_reduce(mesh)
+    eval_step, reduce = make_eval_step(model, mesh, present), _make_reduce(mesh)
     points = {(name, size): variables for size in test_transforms for name, variables in networks.items()}
     points |= {('own', size): variables for size, variables in own.items()}
     total, unread = None, []
@@ -126,20 +137,19 @@ def _summary(keys: Sequence[tuple[str, int]], total: dict[str, np.ndarray]) -> d
     count = int(total['count'])
     points = []
     for i, (name, resolution) in enumerate(keys):
-        low, high = metrics.wilson(int(total['both'][i, i]), count)
-        points.append(
-            {
-                'network': name,
-                'resolution': resolution,
-                'loss': float(total['loss'][i] / count),
-                'top1': 100 * int(total['both'][i, i]) / count,
-                'top5': 100 * int(total['top5'][i]) / count,
-                'low': 100 * low,
-                'high': 100 * high,
-                'count': count,
-            }
-        )
+        point = {'network': name, 'resolution': resolution, 'loss': float(total['loss'][i] / count), 'count': count}
+        point |= _accuracies(total['both'][i, i], total['top5'][i], count)
+        if 'top1_among_present' in total:
+            alone = _accuracies(*(total[f'top{k}_among_present'][i] for k in (1, 5)), count)
+            point |= {f'{name}_among_present': value for name, value in alone.items()}
+        points.append(point)
     return {'count': count, 'points': points, 'both': total['both'].tolist()}
+
+
+def _accuracies(top1: np.integer, top5: np.integer, count: int) -> dict[str, float]:
+    """Return counts of hits in percent, with top-1's 95 % interval."""
+    low, high = metrics.wilson(int(top1), count)
+    return {'top1': 100 * int(top1) / count, 'top5': 100 * int(top5) / count, 'low': 100 * low, 'high': 100 * high}
 
 
 def find_point(result: dict[str, Any], network: str, resolution: int) -> dict[str, Any]:

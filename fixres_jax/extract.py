@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fixres_jax import metrics, preemption, processes, sharding
+from fixres_jax import command, files, metrics, preemption, processes, sharding
 from fixres_jax.data import pipeline
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.models import EVAL
@@ -99,7 +99,7 @@ def load(directory: epath.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     arrays = []
     for name in ('labels', 'softmax'):
-        path = epath.Path(directory) / f'{name}.npy'
+        path = files.reachable(directory) / f'{name}.npy'
         if not path.exists():
             raise UsageError(f'{path} is not there: give a folder that --config.task=extract has written.')
         with path.open('rb') as file:
@@ -178,22 +178,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='python -m fixres_jax.extract', description=__doc__.splitlines()[0])
     parser.add_argument('command', choices=['score'])
     parser.add_argument('directories', nargs='+', metavar='DIR', help='written by --config.task=extract; one or two')
-    arguments = parser.parse_args(argv)
-    try:
-        if len(arguments.directories) > 2:
-            raise UsageError(f'{len(arguments.directories)} folders were given; expected one or two.')
-        for directory in arguments.directories:
-            print(_describe(directory))
-        if len(arguments.directories) == 2:
-            d = compare(*arguments.directories)
-            print(f'first minus second: {d["difference"]:+.2f} points [{d["low"]:+.2f}, {d["high"]:+.2f}], paired')
-    except UsageError as error:
-        print(f'fixres_jax: {error}', file=sys.stderr)
-        return 2
-    except RunError as error:
-        print(f'fixres_jax: {error}', file=sys.stderr)
-        return 1
-    return 0
+    return command.run(_score, parser.parse_args(argv).directories)
+
+
+def _score(directories: Sequence[str]) -> None:
+    if len(directories) > 2:
+        raise UsageError(f'{len(directories)} folders were given; expected one or two.')
+    for directory in directories:
+        print(_describe(directory))
+    if len(directories) == 2:
+        d = compare(*directories)
+        print(f'first minus second: {d["difference"]:+.2f} points [{d["low"]:+.2f}, {d["high"]:+.2f}], paired')
 
 
 if __name__ == '__main__':

@@ -120,7 +120,7 @@ def adapt_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     directory = plan.workdir / 'adapt'
     if processes.is_host0() and directory.exists():  # of a run that was stopped before it wrote adapt.json
         directory.rmtree()
-    checkpoint.save_model(directory, variables, plan.metadata | {'test_resolution': resolution})
+    checkpoint.save_model(directory, variables, plan.adapted_metadata | {'test_resolution': resolution})
     return record | {'test_resolution': resolution}
 
 
@@ -147,7 +147,7 @@ def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
     resolution = plan.test_resolution or results['sweep']['test_resolution']
     transform = transforms.make_finetune(resolution, augmentation=plan.augmentation, **plan.resizing)
     _, info = train.run(
-        plan.model,
+        train.regroup(plan.model, plan.finetuning, 'finetune'),
         plan.train_source,
         transform,
         plan.finetuning,
@@ -157,7 +157,7 @@ def finetune_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         mesh=plan.mesh,
         layout=plan.layout,
         directory=plan.workdir / 'finetune',
-        metadata=plan.metadata | {'test_resolution': resolution},
+        metadata=plan.adapted_metadata | {'test_resolution': resolution},
         title='finetune',
         reading=plan.reading,
         **plan.writing,
@@ -175,12 +175,20 @@ def evaluate_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
         chosen = results['sweep']['test_resolution']
         resolutions = tuple(sorted({*plan.resolutions, plan.train_resolution, chosen}))
     own = _adapted_in_sweep(plan, plan.workdir, networks['before']) if 'sweep' in results else {}
-    result = _evaluate(plan, networks, plan.test_source, resolutions, 'evaluate', own)
+    result = _evaluate(plan, networks, plan.test_source, resolutions, 'evaluate', own, plan.present)
     for point in result['points']:
         log.info(
             '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
             *(point[name] for name in ('network', 'resolution', 'top1', 'low', 'high', 'top5', 'count')),
         )
+        if plan.present is not None:
+            log.info(
+                "  among the data's %d classes alone: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%.",
+                len(plan.present),
+                *(point[f'{name}_among_present'] for name in ('top1', 'low', 'high', 'top5')),
+            )
+    if plan.present is not None:
+        result['present'] = [plan.test_source.class_names[label] for label in plan.present]
     return result
 
 
@@ -247,7 +255,13 @@ def _load(plan: Plan, phase: str) -> Any:
 
 
 def _evaluate(
-    plan: Plan, networks: dict[str, Any], source: Any, resolutions: tuple[int, ...], title: str, own: Any = None
+    plan: Plan,
+    networks: dict[str, Any],
+    source: Any,
+    resolutions: tuple[int, ...],
+    title: str,
+    own: Any = None,
+    present: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     return evaluate.evaluate(
         plan.model,
@@ -257,6 +271,7 @@ def _evaluate(
         batch_size=plan.test_batch_size,
         mesh=plan.mesh,
         own=own or {},
+        present=present,
         title=title,
         reading=plan.reading,
     )

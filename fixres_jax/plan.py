@@ -8,9 +8,21 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
 
-from fixres_jax import adapt, checkpoint, models, sharding, state, train, trees
+from fixres_jax import (
+    __version__,
+    adapt,
+    checkpoint,
+    checks,
+    models,
+    provenance,
+    settings,
+    sharding,
+    state,
+    train,
+    trees,
+)
 from fixres_jax.data import drawings, sources, transforms
-from fixres_jax.errors import UsageError, nearest
+from fixres_jax.errors import UsageError
 from fixres_jax.progress import log
 
 DEFAULT_NAME, DEFAULT_WIDTH = 'resnet50', 64  # where neither the config nor a given network says
@@ -39,6 +51,8 @@ class Plan:
       layout: how a network lies on them, see `sharding.place`.
       variables: where training begins, numpy arrays; None for random ones.
       train_source, held_out, test_source: images to train on, to choose the resolution on, and to report on.
+      present: labels that the data have, where they are fewer than the network's classes; else None.
+      images: training, held-out and test -> count and hash of the names, see `provenance.images`.
       train_transform: of training.
       augmentation: of fine-tuning, 'test' or 'v2'.
       training, finetuning: how each is optimized.
@@ -56,7 +70,8 @@ class Plan:
       resizing: resize_ratio, resize and interpolation of the test transform.
       test_crop: False to test on whole images.
       test_batch_size: global batch of evaluations.
-      metadata: of `fixres.json`.
+      metadata: `fixres.json` of the network that is trained, or given.
+      adapted_metadata: that of one adapted or fine-tuned from it.
       writing: log_every_steps, checkpoint_every_steps, keep_checkpoints, restore_step.
       reading: workers, threads.
     """
@@ -70,6 +85,8 @@ class Plan:
     train_source: Any
     held_out: Any
     test_source: Any
+    present: tuple[int, ...] | None
+    images: dict[str, Any]
     train_transform: Any
     augmentation: str
     training: train.Optimization
@@ -90,33 +107,54 @@ class Plan:
     test_crop: bool
     test_batch_size: int
     metadata: dict[str, Any]
+    adapted_metadata: dict[str, Any]
     writing: dict[str, int]
     reading: dict[str, int]
 
 
 def make(config: Any, workdir: epath.Path) -> Plan:
-    """Turn the config into plain values, checking each: the only place that knows the config's shape."""
-    _check_network(config)
+    """Turn a config that `settings.read` and `settings.check_task` have passed into what the phases take."""
+    mesh = sharding.make_mesh()
+    optimized = settings.read(config).optimized
+    for o in optimized:
+        sharding.check_batch_size(o.batch_size, mesh, f'{o.PATH}batch_size', o.accumulate_steps)
     given, given_metadata = checkpoint.load_model(config.init_from) if config.init_from else (None, {})
     config = name_network(config, given_metadata)
-    train_source, held_out, test_source = _open_data(config, workdir)
-    model, metadata = make_model(config, given_metadata, test_source.class_names)
+    checks.layers(
+        models.create(config.model.name, width=config.model.width),
+        {'train': training(config), 'finetune': finetuning(config)},
+    )
+    parts = _open_data(config, workdir)
+    for o in optimized:
+        checks.warn_of_large_batch(o, len(parts[0]))
+    data_classes = parts[-1].class_names
+    own = () if config.reset_head else given_metadata.get('class_names', ())
+    class_names, present = provenance.network_classes(own, data_classes, config.init_from, config.data.source)
+    train_source, held_out, test_source = (sources.relabelled(part, class_names) for part in parts)
+    model, metadata = make_model(config, given_metadata, class_names)
+    trainings = provenance.given_trainings(given_metadata)
+    after = provenance.extend(trainings, provenance.training(_selection(config), train_source, held_out))
+    metadata['trained_on'] = after if _trains(config) else trainings
     resolutions = tuple(config.test.resolutions) or default_resolutions(
         metadata['train_resolution'], given_metadata.get('test_resolution')
     )
     _check_resolutions(config, metadata['train_resolution'], resolutions)
     how = adapting(config, metadata, held_out)
-    _check_layers(model, config, how.solver)
+    one_pass = config.task == 'adapt' or (config.task == 'recipe' and config.adaptation == 'one_pass')
+    if one_pass and how.solver == 'sgd':
+        checks.classifier_alone(model, how.optimization.trainable, config.task)
     return Plan(
         workdir=workdir,
         seed=config.seed,
         model=model,
-        mesh=sharding.make_mesh(),
+        mesh=mesh,
         layout=config.sharding,
-        variables=_fit_variables(model, given, config, test_source.class_names) if given else None,
+        variables=_fit_variables(model, given, config, data_classes) if given else None,
         train_source=train_source,
         held_out=held_out,
         test_source=test_source,
+        present=present,
+        images=provenance.parts(train_source, held_out, test_source),
         train_transform=transforms.make_train(
             metadata['train_resolution'],
             scale=tuple(config.train.scale),
@@ -130,7 +168,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         augmentation=config.finetune.augmentation,
         training=training(config),
         finetuning=finetuning(config),
-        adaptation=_adaptation_phase(config.adaptation),
+        adaptation=settings.ADAPTATIONS[config.adaptation],
         adapting=how,
         sweep_images=config.adapt.sweep_images,
         init_from=config.init_from,
@@ -146,6 +184,7 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         test_crop=config.test.crop,
         test_batch_size=config.test.batch_size,
         metadata=metadata,
+        adapted_metadata=metadata | {'trained_on': after},
         writing={
             'log_every_steps': config.log_every_steps,
             'checkpoint_every_steps': config.checkpoint_every_steps,
@@ -154,22 +193,6 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         },
         reading={'workers': config.data.workers, 'threads': config.data.threads},
     )
-
-
-def _check_network(config: Any) -> None:
-    """Raise UsageError when the task needs a network or a resolution that the config does not give."""
-    if config.model.name and config.model.name not in models.MODELS:
-        models.create(config.model.name)  # raises, naming the nearest
-    needs_network = config.task == 'analyze' and config.study in ('activations', 'ablation')
-    needs_network |= config.task in ('adapt', 'finetune', 'evaluate', 'extract')
-    if needs_network and not config.init_from:
-        raise UsageError(
-            f'task={config.task} needs a network: set --config.init_from to a workdir or to converted weights.'
-        )
-    if config.task == 'recipe' and not (config.train.epochs or config.init_from):
-        raise UsageError('train.epochs=0 needs a trained network: set --config.init_from, or train for some epochs.')
-    if config.task in ('adapt', 'finetune') and not config.test.resolution:
-        raise UsageError(f'task={config.task} needs the resolution to adapt to: set --config.test.resolution.')
 
 
 def name_network(config: Any, given: dict[str, Any]) -> Any:
@@ -196,17 +219,19 @@ def name_network(config: Any, given: dict[str, Any]) -> Any:
 
 def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """Return the model and the `fixres.json` of the run; what the config leaves open comes from the given network."""
-    num_classes = config.model.num_classes or len(class_names)
+    named = bool(given.get('class_names')) and not config.reset_head
+    num_classes = config.model.num_classes or (named and given.get('num_classes')) or len(class_names)
     if num_classes < len(class_names):
         raise UsageError(
-            f'model.num_classes={num_classes} is fewer than the {len(class_names)} classes of {config.data.source}: '
-            'give at least as many, or 0 to take the number from the data.'
+            f'model.num_classes={num_classes} is fewer than the {len(class_names)} classes of '
+            f'{config.init_from if named else config.data.source}: give at least as many, or 0 to take their number.'
         )
     train_resolution = config.train.resolution
-    trains = config.train.epochs and config.task in ('recipe', 'train')
+    trains = _trains(config)
     if not trains:  # The network comes trained.
         train_resolution = given.get('train_resolution') or train_resolution
     metadata = {
+        'version': __version__,
         'architecture': config.model.name,
         'width': config.model.width,
         'num_classes': num_classes,
@@ -219,7 +244,6 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
         'resize': config.test.resize or given.get('resize') or 'short',
         'interpolation': config.test.interpolation or given.get('interpolation') or 'bilinear',
         'crop': config.train.crop if trains else given.get('crop') or config.train.crop,
-        'held_out': _held_out(config) if trains else given.get('held_out'),
     }
     model = models.create(
         config.model.name,
@@ -235,35 +259,16 @@ def make_model(config: Any, given: dict[str, Any], class_names: tuple[str, ...])
     return model, metadata
 
 
+def _trains(config: Any) -> bool:
+    return bool(config.train.epochs) and config.task in ('recipe', 'train')
+
+
 def _check_resolutions(config: Any, train_resolution: int, resolutions: tuple[int, ...]) -> None:
-    """Raise UsageError for a resolution that the network cannot take, or a sweep with nothing to choose."""
-    named = [('train.resolution', train_resolution), *(('test.resolutions', value) for value in resolutions)]
-    named += [('test.resolution', config.test.resolution)] if config.test.resolution else []
-    for name, value in named:
-        if value < models.MIN_RESOLUTION:
-            raise UsageError(
-                f'{name}={value} is too small for {config.model.name}, which divides its input by '
-                f'{models.MIN_RESOLUTION}: give at least {models.MIN_RESOLUTION}.'
-            )
+    """Raise UsageError for a sweep with nothing to choose."""
     if config.task == 'recipe' and not config.test.resolution and max(resolutions) < train_resolution:
-        raise UsageError(f'test.resolutions={resolutions} has none of at least train.resolution={train_resolution}.')
-
-
-def _check_layers(model: Any, config: Any, solver: str) -> None:
-    """Raise UsageError, before anything is trained, when the adaptation cannot train the layers that it names."""
-    how = finetuning(config)
-    shapes = jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
-    models.batch_norm_layers(shapes['batch_stats'], how.batch_norm)
-    selected, _ = trees.split(shapes['params'], how.trainable)
-    one_pass = config.task == 'adapt' or (config.task == 'recipe' and config.adaptation == 'one_pass')
-    whole = f'{models.CLASSIFIER}/.*'
-    others = trees.flatten(selected).keys() ^ trees.flatten(trees.split(shapes['params'], whole)[0]).keys()
-    if one_pass and solver == 'sgd' and others:
-        instead = 'task=finetune' if config.task == 'adapt' else 'adaptation=finetune'
         raise UsageError(
-            f'finetune.trainable={how.trainable!r} and the classifier differ by {", ".join(sorted(others)[:3])} '
-            f'({len(others)} in all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
-            f'finetune.trainable={whole!r}, or {instead} to train through the network.'
+            f'test.resolutions={resolutions} has none of at least {train_resolution}, which {config.init_from} was '
+            'trained at: add one.'
         )
 
 
@@ -287,7 +292,7 @@ def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:
         if data.classes:
             test_source = sources.some_classes(test_source, data.classes)
         return None, None, test_source
-    train_source, held_out = sources.create(spec, data.train_split), None
+    train_source = sources.create(spec, data.train_split)
     if train_source.class_names != test_source.class_names:
         only = sorted(set(train_source.class_names) ^ set(test_source.class_names))
         raise UsageError(
@@ -296,19 +301,11 @@ def _open_data(config: Any, workdir: epath.Path) -> tuple[Any, Any, Any]:
         )
     if data.classes:
         train_source, test_source = (sources.some_classes(s, data.classes) for s in (train_source, test_source))
-    if data.held_out_list:
-        train_source, held_out = sources.hold_out_listed(train_source, data.held_out_list)
-    elif data.held_out_fraction:
-        train_source, held_out = sources.hold_out(train_source, data.held_out_fraction, config.seed)
-    elif config.task == 'recipe' and not config.test.resolution:
+    train_source, held_out = sources.training_parts(train_source, _selection(config))
+    if held_out is None and config.task == 'recipe' and not config.test.resolution:
         raise UsageError(
             'Nothing to choose the test resolution on: set data.held_out_fraction above 0, or give test.resolution.'
         )
-    if data.few_shot_list:
-        _, train_source = sources.hold_out_listed(train_source, data.few_shot_list)
-    elif data.few_shot:
-        amount = data.few_shot if data.few_shot < 1 else int(data.few_shot)
-        train_source = sources.few_shot(train_source, amount, config.seed)
     return train_source, held_out, test_source
 
 
@@ -350,7 +347,10 @@ def finetuning(config: Any) -> train.Optimization:
 
 def adapting(config: Any, metadata: dict[str, Any], held_out: Any) -> adapt.Adaptation:
     """Return how the config adapts in one pass; whether held-out images may choose depends on the trunk's training."""
-    unseen = held_out is not None and metadata['held_out'] == _held_out(config)
+    reason = provenance.why_seen(metadata['trained_on'], held_out) if held_out is not None else ''
+    if reason:
+        log.info('The network may have seen some of the %d held-out images: %s.', len(held_out), reason)
+    unseen = held_out is not None and not reason
     names = {field.name for field in dataclasses.fields(adapt.Adaptation)} & set(config.adapt.keys())
     fields = {name: config.adapt[name] for name in names} | {'weight_decays': tuple(config.adapt.weight_decays)}
     if config.adapt.solver == 'auto':
@@ -359,24 +359,10 @@ def adapting(config: Any, metadata: dict[str, Any], held_out: Any) -> adapt.Adap
     return adapt.Adaptation(batch_norm=how.batch_norm, optimization=how, unseen=unseen, **fields)
 
 
-def _held_out(config: Any) -> dict[str, Any]:
-    """Say which images are held out: those of two runs are the same when this is."""
-    data = config.data
-    return {
-        'source': data.source,
-        'split': data.train_split,
-        'fraction': data.held_out_fraction,
-        'list': data.held_out_list,
-        'classes': list(data.classes),
-        'seed': config.seed,
-    }
-
-
-def _adaptation_phase(name: str) -> str:
-    phases = {'one_pass': 'adapt', 'finetune': 'finetune'}
-    if name not in phases:
-        raise UsageError(f'adaptation={name!r} is not one of {", ".join(phases)}.{nearest(name, phases)}')
-    return phases[name]
+def _selection(config: Any) -> dict[str, Any]:
+    """Return what says which images are trained on, and which are held out."""
+    names = ('source', 'train_split', 'held_out_fraction', 'held_out_list', 'few_shot', 'few_shot_list')
+    return {name: config.data[name] for name in names} | {'classes': list(config.data.classes), 'seed': config.seed}
 
 
 def _optimization(section: Any, **regexes: str) -> train.Optimization:
@@ -387,6 +373,4 @@ def _optimization(section: Any, **regexes: str) -> train.Optimization:
 def _dtype(name: str) -> Any:
     if name == 'auto':
         name = 'float32' if jax.default_backend() == 'cpu' else 'bfloat16'
-    if name not in DTYPES:
-        raise UsageError(f'model.dtype={name!r} is not one of auto, {", ".join(DTYPES)}.{nearest(name, DTYPES)}')
     return DTYPES[name]

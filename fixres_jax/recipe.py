@@ -15,13 +15,12 @@ from typing import Any
 import jax
 from etils import epath
 
-from fixres_jax import analyze, files, phases, processes
+from fixres_jax import analyze, files, phases, processes, settings
 from fixres_jax.analysis import html, report
-from fixres_jax.errors import UsageError, nearest
 from fixres_jax.metrics import write_json
 from fixres_jax.plan import Plan, make
 from fixres_jax.progress import duration, log
-from fixres_jax.workdir import claim, hold, read_json
+from fixres_jax.workdir import check_restore_step, claim, hold, read_json
 
 
 def report_phase(plan: Plan, results: dict[str, Any]) -> dict[str, Any]:
@@ -75,22 +74,25 @@ def run(config: Any, workdir: str | epath.Path) -> None:
       RunError: when the run cannot go on.
       Preempted: after a SIGTERM.
     """
+    settings.check_task(settings.read(config))
     workdir = epath.Path(workdir)
-    if config.task not in TASKS:
-        raise UsageError(f'task={config.task!r} is not one of {", ".join(TASKS)}.{nearest(config.task, TASKS)}')
-    if config.task == 'analyze':
-        analyze.check_study(config.study)
+    check_restore_step(workdir, config.restore_step)
     if config.compilation_cache:
         jax.config.update('jax_compilation_cache_dir', str(workdir / config.compilation_cache))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     with hold(workdir):
         plan = make(config, workdir)
         names = (plan.adaptation if name == 'ADAPTATION' else name for name in TASKS[config.task])
-        _run_phases(plan, tuple(names), config.to_dict())
+        claim(workdir, config.to_dict(), _defaults(config), plan.images)
+        _run_phases(plan, tuple(names))
 
 
-def _run_phases(plan: Plan, names: tuple[str, ...], config: dict[str, Any]) -> None:
-    claim(plan.workdir, config)
+def _defaults(config: Any) -> dict[str, Any]:
+    """Return the default of every field, which the configs of `configs/` tell; {} of a config that does not."""
+    return config.defaults() if hasattr(config, 'defaults') else {}
+
+
+def _run_phases(plan: Plan, names: tuple[str, ...]) -> None:
     results: dict[str, Any] = {}
     for phase in names:
         path = plan.workdir / f'{phase}.json'

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fixres_jax.errors import UsageError, nearest
@@ -16,9 +17,15 @@ FSDP_MIN_SIZE = 2**12
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """Return a mesh of one axis, 'data', over the given devices or all of them."""
+    """Return a mesh of one axis, 'data', over the given devices or all of them, ordered by process and then by id.
+
+    So a global array split over the axis is the hosts' rows one after the other, in the order of the hosts, as
+    `data.pipeline` shares them out. `jax.make_mesh` follows the wires of a TPU slice instead, and its hosts' rows would
+    lie interleaved.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ('data',), axis_types=(AxisType.Auto,), devices=devices)
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(ordered), ('data',), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -74,7 +81,10 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 
 
 def put(tree: Any, mesh: Mesh) -> Any:
-    """Make global arrays, split by example, from the examples that this host has read."""
+    """Make global arrays, split by example, from the examples that this host has read.
+
+    The rows of all hosts stand one after the other, in the order of the hosts.
+    """
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(by_example(mesh), x), tree)
 
 

@@ -13,7 +13,6 @@ from fixres_jax import adapt, embeddings, evaluate, extract, metrics, models, tr
 from fixres_jax.analysis import frechet, sizes
 from fixres_jax.data import transforms
 from fixres_jax.embeddings import Changes
-from fixres_jax.errors import UsageError
 from fixres_jax.progress import log
 
 Study = tuple[dict[str, Any], dict[str, np.ndarray]]  # numbers for a .json, arrays for an .npz
@@ -265,6 +264,7 @@ def affine_ablation(
         'statistics, scale and bias, classifier': (f'{optimization.trainable}|{layer}/(scale|bias)', layer),
     }
     networks, directory = {'nothing': variables}, running.pop('directory')
+    model = train.regroup(model, optimization, 'ablation')
     for number, (part, (trainable, batch_norm)) in enumerate(regexes.items()):
         how = dataclasses.replace(optimization, epochs=epochs, trainable=trainable, batch_norm=batch_norm)
         networks[part], _ = train.run(
@@ -294,8 +294,6 @@ def grid(runs: Mapping[str, Mapping[str, Any]]) -> Study:
 
     Source: figure 5 of the paper, both panels.
     """
-    if not runs:
-        raise UsageError('study=grid needs finished runs: set --config.analyze.runs to their workdirs.')
     names = ('train_resolution', 'test_resolution', 'curve')
     rows = [{'run': run} | {name: report[name] for name in names} for run, report in runs.items()]
     return {'rows': sorted(rows, key=lambda row: row['train_resolution'])}, {}

@@ -1,7 +1,6 @@
 """Training: one step function for training from scratch and for fine-tuning, and a whole run of it."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from fixres_jax.checkpoint import Checkpoints, write_metadata
 from fixres_jax.data import pipeline
 from fixres_jax.models import Mode
 from fixres_jax.progress import log
+from fixres_jax.sections import Optimization
 from fixres_jax.state import TrainState
 
 Batch = dict[str, Any]
@@ -114,43 +114,16 @@ def _accumulate(gradient_fn: Callable[..., Any], num_parts: int, mesh: Mesh) -> 
     return mean
 
 
-@dataclasses.dataclass(frozen=True)
-class Optimization:
-    """Say how a phase of training is optimized: the fields of the configs' `train` and `finetune`.
-
-    Attributes:
-      epochs: passes over the source, in samples seen: epochs * len(source) / batch_size steps.
-      batch_size: global batch.
-      accumulate_steps: parts of the batch that are computed one after the other.
-      lr: base learning rate, scaled by `lr_rule` (see `optim.LR_RULES`).
-      lr_rule: 'fixres', 'batch/256' or 'none'.
-      schedule: 'step', 'cosine' or 'constant'.
-      decay_every_epochs: of the 'step' schedule.
-      warmup_epochs: of linear warm-up.
-      momentum: of SGD.
-      weight_decay: on every trained parameter.
-      label_smoothing: share of the target spread over all classes.
-      trainable: regex of the parameters that train.
-      batch_norm: regex of the BatchNorm layers on batch statistics.
-    """
-
-    epochs: float
-    batch_size: int
-    accumulate_steps: int
-    lr: float
-    lr_rule: str
-    schedule: str
-    decay_every_epochs: float
-    warmup_epochs: float
-    momentum: float
-    weight_decay: float
-    label_smoothing: float
-    trainable: str
-    batch_norm: str
-
-    def steps(self, epochs: float, num_images: int) -> int:
-        """Return the steps that see `epochs` times `num_images` samples."""
-        return round(epochs * num_images / self.batch_size)
+def regroup(model: Any, o: Optimization, title: str) -> Any:
+    """Return the model with the largest BatchNorm groups that divide a batch, for a phase that trains few layers."""
+    size = o.largest_group(model.bn_group_size)
+    if size == model.bn_group_size:
+        return model
+    log.info(
+        '%s: BatchNorm groups of %d images, not model.bn_group_size=%d, which does not divide the batch of %d.',
+        *(title, size, model.bn_group_size, o.batch_size // o.accumulate_steps),
+    )
+    return model.clone(bn_group_size=size)
 
 
 def count_steps(o: Optimization, num_images: int) -> int:

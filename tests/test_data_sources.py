@@ -1,8 +1,10 @@
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 
+from fixres_jax import prepare
 from fixres_jax.data import folders, sources
 from fixres_jax.errors import RunError, UsageError
 
@@ -27,20 +29,85 @@ def test_subfolders_and_unicode_names_belong_to_the_class(tmp_path):
     assert names == ['a/0.JPEG', 'a/x/1.png', 'b/ü é.webp']
 
 
-def test_hold_out_is_stratified_disjoint_and_seeded(tiny_folder):
+def test_hold_out_is_disjoint_seeded_and_never_empty(tiny_folder):
     source = sources.create(str(tiny_folder), 'train')
     rest, held = sources.hold_out(source, 0.25, seed=3)
-    assert np.bincount(held.labels).tolist() == [3, 3, 3, 3] and len(rest) == 36
+    assert 0 < len(held) < len(rest)
     assert sorted([*rest.indices, *held.indices]) == list(range(48))
     assert (np.diff(rest.indices) > 0).all() and (np.diff(held.indices) > 0).all()
     assert rest[0] == source[int(rest.indices[0])]
     again, other = sources.hold_out(source, 0.25, seed=3)[1], sources.hold_out(source, 0.25, seed=4)[1]
     assert held.indices.tolist() == again.indices.tolist() != other.indices.tolist()
     assert len(sources.hold_out(source, 0.0, seed=0)[1]) == 0
-    for fraction in (0.01, 0.1, 0.37):  # within one record of the share, in every class and in all
-        held = sources.hold_out(source, fraction, seed=0)[1]
-        assert abs(len(held) - 48 * fraction) <= 0.5
-        assert np.abs(np.bincount(held.labels, minlength=4) - 12 * fraction).max() <= 1
+    assert len(sources.hold_out(source, 1e-9, seed=0)[1]) == 1
+
+
+def names(count, name='{}_{}.JPEG', root='/data'):
+    """A source of that many file names in each of ten classes; the files are not there."""
+    source = object.__new__(folders.ImageFolder)
+    source.root, source.class_names = root, tuple(f'n{number:02}' for number in range(10))
+    source.labels = np.repeat(np.arange(10, dtype=np.int32), count)
+    source._files = folders.PackedStrings(name.format(c, i) for c in source.class_names for i in range(count))
+    return source
+
+
+def shown(source):
+    return {source.name(index) for index in range(len(source))}
+
+
+@pytest.mark.parametrize('fraction', [0.02, 0.1, 0.5])
+def test_hold_out_takes_its_share_of_every_class(fraction):
+    held = sources.hold_out(names(2000), fraction, seed=0)[1]
+    spread = np.sqrt(2000 * fraction * (1 - fraction))
+    assert abs(len(held) - 20_000 * fraction) < 4 * np.sqrt(10) * spread
+    assert np.abs(np.bincount(held.labels) - 2000 * fraction).max() < 4 * spread
+    other = sources.hold_out(names(2000), fraction, seed=1)[1]
+    both = len(shown(held) & shown(other))  # Two seeds are two independent draws.
+    assert abs(both - 20_000 * fraction**2) < 5 * np.sqrt(20_000) * fraction
+
+
+def test_a_file_that_is_added_moves_no_other_between_the_parts(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / 'data')
+    source = sources.create(str(tmp_path / 'data'), 'train')
+    rest, held = (shown(part) for part in sources.hold_out(source, 0.25, seed=0))
+    for number in range(20):
+        (tmp_path / 'data' / 'train' / 'bee' / f'a{number}.jpg').write_bytes(b'')
+        now = sources.hold_out(sources.create(str(tmp_path / 'data'), 'train'), 0.25, seed=0)
+        now_rest, now_held = (shown(part) for part in now)
+        assert rest <= now_rest and held <= now_held and len(now_rest) + len(now_held) == 49 + number
+    assert held < now_held
+
+
+def test_few_shot_changes_by_one_image_at_most_when_a_file_is_added(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / 'data')
+    few = shown(sources.few_shot(sources.create(str(tmp_path / 'data'), 'train'), 5, seed=0))
+    for number in range(20):
+        (tmp_path / 'data' / 'train' / 'bee' / f'a{number}.jpg').write_bytes(b'')
+        now = shown(sources.few_shot(sources.create(str(tmp_path / 'data'), 'train'), 5, seed=0))
+        assert len(few - now) == len(now - few) <= 1
+        few = now
+
+
+def test_the_parts_do_not_depend_on_where_and_how_the_data_set_is_kept(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / 'moved')
+    prepare.main([str(tiny_folder), str(tmp_path / 'shards'), '--workers=0'])
+    places = (tiny_folder, tmp_path / 'moved', tmp_path / 'shards')
+    found = []
+    for place in places:
+        source = sources.create(str(place), 'train')
+        rest, held = sources.hold_out(source, 0.25, seed=0)
+        few = sources.few_shot(rest, 3, seed=0)
+        found.append([sources.fingerprint(part) for part in (source, rest, held, few)])
+    assert found[0] == found[1] == found[2] and len(set(found[0])) == 4
+
+
+def test_a_fingerprint_is_of_names_and_classes_not_of_their_order(tiny_folder):
+    source = sources.create(str(tiny_folder), 'train')
+    mark = sources.fingerprint(source)
+    assert mark == sources.fingerprint(sources.subset(source, np.arange(48)[::-1]))
+    assert mark == sources.fingerprint(sources.some_classes(source, ['dog', 'cat', 'ant', 'bee']))
+    assert mark != sources.fingerprint(sources.subset(source, np.arange(47)))
+    assert len(np.unique(sources.digests(names(3, name='{1}.JPEG')))) == 30  # equal file names, other classes
 
 
 def test_subset_of_a_subset(tiny_folder):

@@ -169,6 +169,40 @@ def test_shifted_crop_moves_sideways_only():
     assert starts == set(range(0, 73))
 
 
+class Extreme(np.random.Generator):
+    """Draw the smallest or the largest integer of any range."""
+
+    def __init__(self, largest):
+        super().__init__(np.random.PCG64(0))
+        self.largest = largest
+
+    def integers(self, low, high=None):
+        low, high = (0, low) if high is None else (low, high)
+        return high - 1 if self.largest else low
+
+
+@pytest.mark.parametrize('excess', range(17))
+def test_shifted_crop_never_leaves_the_image_and_reaches_both_edges(excess):
+    columns = np.zeros((8, 8 + excess, 3), np.uint8) + 10 * np.arange(1, 9 + excess, dtype=np.uint8)[None, :, None]
+    transform = transforms.ShiftedTransform(8, 8, 0.0, 'short', 'bilinear')
+    transform(columns, np.random.default_rng(0))
+    found = {transform(columns, Extreme(largest)).tobytes() for largest in (False, True)}
+    flips = columns, columns[:, ::-1]
+    edges = {image[:, start : start + 8].tobytes() for image in flips for start in (0, excess)}
+    assert found <= edges and len(found) == (2 if excess else 1)
+
+
+@pytest.mark.parametrize('excess', [1, 3, 4, 7])
+def test_shifted_crop_is_as_likely_at_every_place(excess):
+    columns = np.zeros((8, 8 + excess, 3), np.uint8) + 10 * np.arange(1, 9 + excess, dtype=np.uint8)[None, :, None]
+    transform = transforms.ShiftedTransform(8, 8, 0.0, 'short', 'bilinear')
+    starts = [int(transform(columns, np.random.default_rng(seed)).min()) // 10 - 1 for seed in range(1600)]
+    counts = np.bincount(starts)
+    expected = 1600 / (excess + 1)
+    # Five standard deviations of a binomial count.
+    assert len(counts) == excess + 1 and np.abs(counts - expected).max() < 5 * expected**0.5
+
+
 def test_v2_differs_from_the_test_transform_by_little_colour():
     image = np.full((64, 64, 3), 100, np.uint8)
     transform = transforms.make_finetune(56, augmentation='v2')

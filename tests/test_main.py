@@ -84,11 +84,13 @@ def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_test
     workdir, _ = finished
     report = json.loads((workdir / 'report.json').read_text())
     sweep = json.loads((workdir / 'sweep.json').read_text())
-    assert sweep['count'] == 12 and report['images'] == {'train': 36, 'test': 24}
+    counts = {part: found['count'] for part, found in json.loads((workdir / 'run.json').read_text())['images'].items()}
+    assert sweep['count'] == counts['held-out'] > 0 and counts['held-out'] + counts['training'] == 48
+    assert report['images'] == {'train': counts['training'], 'test': counts['test']} and counts['test'] == 24
     config = ConfigDict(json.loads((workdir / 'config.json').read_text()), convert_dict=True)
     made = plan.make(config, epath.Path(workdir))
     parts = [{part.name(i) for i in range(len(part))} for part in (made.train_source, made.held_out, made.test_source)]
-    assert [len(part) for part in parts] == [36, 12, 24]
+    assert [len(part) for part in parts] == [counts[name] for name in ('training', 'held-out', 'test')]
     assert set.union(*parts) == {str(path) for path in tiny_folder.rglob('*.jpg')}  # 72 files: no two parts share one
 
 
@@ -129,7 +131,8 @@ def test_tasks_of_one_phase(finished, tiny_folder, tmp_path):
     main(tmp_path / 'finetune', *start, '--config.task=finetune', '--config.test.resolution=48')
     assert checkpoint.load_metadata(tmp_path / 'finetune')['test_resolution'] == 48
     printed = main(tmp_path / 'adapt', *start, '--config.task=adapt', '--config.test.resolution=48')
-    assert 'chosen on 12 held-out images' in printed or 'were kept' in printed
+    held_out = json.loads((workdir / 'sweep.json').read_text())['count']
+    assert f' on {held_out} held-out images' in printed and 'may have seen' not in printed
     assert checkpoint.load_metadata(tmp_path / 'adapt')['test_resolution'] == 48
     main(tmp_path / 'train', source, *SMALL, '--config.task=train', '--config.train.epochs=1')
     assert checkpoint.load_metadata(tmp_path / 'train')['num_classes'] == 4

@@ -85,7 +85,7 @@ def test_parts_of_the_data_are_the_configs(config, tmp_path, tiny_folder):
     made = make(config, tmp_path)
     assert list(made.train_source.class_names) == list(made.test_source.class_names) == classes
     assert np.bincount([made.train_source[i]['label'] for i in range(len(made.train_source))]).tolist() == [2, 2]
-    assert made.metadata['held_out']['classes'] == classes
+    assert made.metadata['trained_on'][0]['selection']['classes'] == classes
     config.data.update(classes=(), few_shot=0.0, few_shot_list=str(tmp_path / 'list'), held_out_fraction=0.0)
     config.test.resolution = 32
     made = make(config, tmp_path)

@@ -10,7 +10,6 @@ from etils import epath
 from fixres_jax import adapt, evaluate, models, sharding, state, studies, train
 from fixres_jax.analysis import figures, sizes
 from fixres_jax.data import sources, transforms
-from fixres_jax.errors import UsageError
 from fixres_jax.metrics import write_arrays, write_json
 
 LAYER = 'layer4/1/bn2'
@@ -99,11 +98,6 @@ def test_regions_come_with_their_closed_form(setting):
     assert numbers['apparent_size']['mean'] == pytest.approx(0.8, abs=0.06)
     widths = np.diff(arrays['edges'])
     assert (arrays['train'] * widths).sum() == pytest.approx(1)
-
-
-def test_a_grid_needs_runs():
-    with pytest.raises(UsageError, match='analyze.runs'):
-        studies.grid({})
 
 
 def test_figures_need_only_what_is_saved(tmp_path):

@@ -43,6 +43,7 @@ def page(workdir: epath.Path, report: dict[str, Any]) -> str:
     sections = [
         f'<h1>{_text(title)}</h1><p>{_text(tables.verdict(report))}</p>',
         _numbers(report),
+        f'<p>{_text(tables.classes_sentence(report))}</p>' if report['present'] else '',
         _table(*tables.difference_table(report)),
         f'<p>{_text("The test resolution was chosen on: " + report["test_resolution_chosen_on"] + ".")} '
         f'{_text(tables.adaptation_sentence(report))}</p>',

@@ -53,6 +53,7 @@ def build(
         'larger_minus_train_resolution': compare(test, at['larger'], at['train_resolution']),
         'adapted_minus_larger': compare(test, at['adapted'], at['larger']),
         'adapted_minus_train_resolution': compare(test, at['adapted'], at['train_resolution']),
+        'present': test.get('present'),
         'curve': curve,
         'held_out_curve': results['sweep'].get('points', []),
         'images': {'train': results['train']['images'], 'test': test['count']},
@@ -176,7 +177,7 @@ def adaptation_sentence(report: dict[str, Any]) -> str:
         'passes through the network in all. '
     )
     if found['chosen_on'] is None:
-        unseen = 'No images were held out from the training of the network, so nothing was chosen'
+        unseen = 'No images are known to be unseen by the network, so nothing was chosen'
         return f'{text}{unseen}: {solver}, weight decay {found["chosen"]:g}.'
     where = f'on {found["before"]["count"]:,} held-out training images'
     if found['kept_old']:
@@ -185,19 +186,33 @@ def adaptation_sentence(report: dict[str, Any]) -> str:
     return f'{text}Classifier by {solver}; weight decay {found["chosen"]:g} chosen {where} ({changes} there).'
 
 
+def classes_sentence(report: dict[str, Any]) -> str:
+    """Say how the network does among the data's classes alone, where it knows others too; '' where it does not."""
+    if not report['present']:
+        return ''
+    numbers = [
+        f'{_with_interval(point, "_among_present")} {NUMBERS[name]}' for name, point in report['numbers'].items()
+    ]
+    return (
+        f'The network knows more classes than the {len(report["present"])} of the data and may answer with any. '
+        f'Among the classes of the data alone its top-1 in percent is {", ".join(numbers)}.'
+    )
+
+
 def markdown(report: dict[str, Any]) -> str:
     """Return the content of `report.md`."""
     environment, model = report['environment'], report['config']['model']
     trained = report['images_seen'].get('train')
     training = '![Loss and accuracy of training batches](plots/training.png)\n\n' if trained else ''
     versions = ', '.join(f'{name} {version}' for name, version in environment['versions'].items())
+    sentence = f'{classes_sentence(report)}\n\n' if report['present'] else ''
     return f"""# {model['name']}, trained at {report['train_resolution']}, tested at {report['test_resolution']}
 
 {verdict(report)}
 
 {markdown_table(NUMBER_HEADER, _number_rows(report))}
 
-Paired differences in top-1, in points, on the same {report['images']['test']:,} test images:
+{sentence}Paired differences in top-1, in points, on the same {report['images']['test']:,} test images:
 
 {markdown_table(*difference_table(report))}
 

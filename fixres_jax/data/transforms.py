@@ -132,8 +132,9 @@ class ShiftedTransform:
         image = _resized(image, self.side, self.resize, self.interpolation)
         image = color_jitter(_flip(image, rng), self.jitter, rng)
         left, top = (_center(length, self.resolution) for length in reversed(image.shape))
-        if left > 0:
-            left += int(rng.integers(-left, left + 1))
+        excess = image.shape[1] - self.resolution
+        if excess > 0:  # every place inside the image is as likely
+            left = int(rng.integers(excess + 1))
         return pixels.to_rgb(pixels.crop(image, left, top, self.resolution))
 
 

@@ -128,8 +128,10 @@ class BatchNorm(nn.Module):
 
     The layers whose path matches `mode.batch_norm` normalize every group of `group_size` images by the
     group's own statistics, and move the running averages by the mean over the groups of their means and
-    unbiased variances. So the result depends on the batch and the group size, never on the devices. All
-    others use the running averages. Statistics are float32; the output has the dtype of the input.
+    unbiased variances. A group is consecutive images of the global batch, whose order is the same on any
+    devices and hosts (see `sharding.make_mesh`). So the result depends on the batch and the group size, never
+    on the devices. All others use the running averages. Statistics are float32; the output has the dtype of
+    the input.
 
     Attributes:
       group_size: number of images that share statistics; None for the whole batch.
@@ -173,7 +175,7 @@ def _group(x: jax.Array, size: int) -> jax.Array:
     if batch % size:
         raise UsageError(
             f'A batch of {batch} images is not a multiple of bn_group_size={size}. Set bn_group_size to a '
-            f'divisor of {batch}, or to None for one group, or the batch size to a multiple of {size}.'
+            f'divisor of {batch}, or to None for one group (0 in a config), or the batch size to a multiple of {size}.'
         )
     if size * height * width == 1:
         raise UsageError(
