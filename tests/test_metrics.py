@@ -79,6 +79,7 @@ def test_paired_interval_covers_at_its_rate(first, second, count):
 
 
 def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):
+    tmp_path = tmp_path / 'not' / 'there'
     log = metrics.MetricsLog(tmp_path, 0)
     for step in (1, 2, 3):
         log.write(step, loss=1.0 / step, seconds=float(step))
@@ -98,8 +99,16 @@ def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):
 def test_a_log_cut_short_by_a_kill_is_read_up_to_there(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     assert metrics.read_metrics(path) == []
-    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
-    assert metrics.read_metrics(path) == [{'step': 1}, {'step': 2}]
+    for rest in ('', '\n{"step": 4}\n'):
+        path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo' + rest)
+        assert metrics.read_metrics(path) == [{'step': 1}, {'step': 2}]
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    value = {'a': [1, 2.5, None], 'b': {'c': 'd'}}
+    metrics.write_json(epath.Path(tmp_path) / 'some.json', value)
+    text = (tmp_path / 'some.json').read_text()
+    assert json.loads(text) == value and text.endswith('}\n')
 
 
 def test_arrays_come_back_as_they_were(tmp_path):
