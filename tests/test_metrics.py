@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from scipy import optimize, special, stats
 
 from fixres_jax import metrics
@@ -41,6 +42,14 @@ def test_wilson_is_the_inversion_of_the_score_test(successes, count):
             assert bound == pytest.approx(root, abs=1e-6)
 
 
+def test_wilson_ends_at_0_and_1_and_nowhere_else():
+    assert metrics.wilson(81, 100) == pytest.approx((0.7222, 0.8749), abs=5e-5)
+    for count in range(1, 300):
+        low, high = metrics.wilson(count, count)
+        assert 0 < low < high == 1
+        assert metrics.wilson(0, count) == (0, pytest.approx(1 - low))
+
+
 @pytest.mark.parametrize(
     ('only_first', 'only_second', 'count', 'low', 'high'),
     [
@@ -70,6 +79,7 @@ def test_paired_interval_covers_at_its_rate(first, second, count):
 
 
 def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):
+    tmp_path = tmp_path / 'not' / 'there'
     log = metrics.MetricsLog(tmp_path, 0)
     for step in (1, 2, 3):
         log.write(step, loss=1.0 / step, seconds=float(step))
@@ -81,17 +91,56 @@ def test_a_log_that_goes_on_keeps_each_step_once(tmp_path):
     log.close()
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     assert [(line['step'], line['loss']) for line in lines] == [(1, 1.0), (2, 0.5), (3, 9.0)]
-    assert metrics.seconds_until(tmp_path / 'metrics.jsonl', 2) == 2.0
+    assert [metrics.seconds_until(tmp_path / 'metrics.jsonl', step) for step in (0, 1, 2, 3)] == [0, 1, 2, 7]
+    # TensorBoard is told to forget what it has of step 3 on.
+    assert max(restarts(tmp_path / 'tensorboard')) == 3
 
 
-def tensorboard_points(folder):
-    """Yield (name, step, value) of event files: records of length, its checksum, the event, its checksum."""
+def test_a_log_cut_short_by_a_kill_is_read_up_to_there(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    assert metrics.read_metrics(path) == []
+    for rest in ('', '\n{"step": 4}\n'):
+        path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo' + rest)
+        assert metrics.read_metrics(path) == [{'step': 1}, {'step': 2}]
+
+
+def test_json_comes_back_as_it_was(tmp_path):
+    value = {'a': [1, 2.5, None], 'b': {'c': 'd'}}
+    metrics.write_json(epath.Path(tmp_path) / 'some.json', value)
+    text = (tmp_path / 'some.json').read_text()
+    assert json.loads(text) == value and text.endswith('}\n')
+
+
+def test_arrays_come_back_as_they_were(tmp_path):
+    path = epath.Path(tmp_path) / 'some.npz'
+    assert metrics.read_arrays(path) == {}
+    arrays = {'a/b': np.arange(3.0), 'c': np.ones((2, 2), np.uint8)}
+    metrics.write_arrays(path, arrays)
+    found = metrics.read_arrays(path)
+    assert found.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].dtype == value.dtype
+
+
+def events(folder):
+    """Yield the events of TensorBoard's files: records of length, its checksum, the event, its checksum."""
     from tensorboardX.proto import event_pb2
 
     for path in folder.glob('events.*'):
         data = path.read_bytes()
         while data:
             size = int.from_bytes(data[:8], 'little')
-            event = event_pb2.Event.FromString(data[12 : 12 + size])
-            yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
+            yield event_pb2.Event.FromString(data[12 : 12 + size])
             data = data[12 + size + 4 :]
+
+
+def tensorboard_points(folder):
+    """Yield (name, step, value)."""
+    for event in events(folder):
+        yield from ((value.tag, event.step, value.simple_value) for value in event.summary.value)
+
+
+def restarts(folder):
+    """Yield the steps from which on earlier points are to be forgotten."""
+    return [event.step for event in events(folder) if event.HasField('session_log')]

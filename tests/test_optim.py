@@ -31,6 +31,13 @@ def test_schedules():
     assert optim.make_schedule('constant', 0.3, num_steps=5)(4) == 0.3
 
 
+def test_schedules_of_hardly_any_steps():
+    cosine = optim.make_schedule('cosine', 1.0, num_steps=1)
+    assert (cosine(0), cosine(1)) == (1, 0)
+    all_warmup = optim.make_schedule('cosine', 1.0, num_steps=2, warmup_steps=2)
+    np.testing.assert_allclose([all_warmup(0), all_warmup(1), all_warmup(2)], [0, 0.5, 1])
+
+
 def test_learning_rate_rules():
     assert optim.learning_rate(0.02, 512, 'fixres') == pytest.approx(0.16)  # the reference's, from scratch
     assert optim.learning_rate(1e-3, 512, 'fixres') == pytest.approx(0.008)  # and of its fine-tuning
