@@ -8,7 +8,7 @@ from typing import Any
 from fixres_jax import disk
 from fixres_jax.errors import RunError, UsageError
 
-PIPE_CLOSED = 141  # as shells report a program that SIGPIPE ended
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
 
 
 def run(function: Callable[..., int | None], *arguments: Any, interrupted: str = 'interrupted.') -> int:
@@ -20,7 +20,7 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
       interrupted: the line after Ctrl-C.
 
     Returns:
-      The exit code: what the function returned, 2 for wrong input, 1 for a failure or Ctrl-C.
+      The exit code: what the function returned, 2 for wrong input, 1 for a failure, 130 after Ctrl-C.
     """
     try:
         try:
@@ -32,7 +32,7 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
     except RunError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        return _say(interrupted, 1)
+        return _say(interrupted, INTERRUPTED)
     except BrokenPipeError:
         # Whoever read the output (`| head`) has enough. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
