@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from fixres_jax import checksums, disk, processes, trees
+from fixres_jax import checksums, disk, files, processes, trees
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.metrics import write_json
 from fixres_jax.state import TrainState
@@ -205,7 +205,7 @@ def find(path: str | epath.Path) -> epath.Path:
     Raises:
       UsageError: when there is none.
     """
-    path = epath.Path(path)
+    path = files.reachable(path)
     for folder in (path, *(path / phase for phase in PHASES)):
         if (folder / METADATA).exists() and (folder / 'checkpoints').exists():
             return folder

@@ -1,14 +1,23 @@
 """How a command ends: an error in one line with its exit code, a closed pipe in silence."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from fixres_jax import disk
 from fixres_jax.errors import RunError, UsageError
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
+
+
+class Parser(argparse.ArgumentParser):
+    """Tell a wrong command line in one line, as every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f'{message}. See {self.prog} --help.')
 
 
 def run(function: Callable[..., int | None], *arguments: Any, interrupted: str = 'interrupted.') -> int:
@@ -37,10 +46,12 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
         # Whoever read the output (`| head`) has enough. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except OSError as error:
-        if not disk.reason(error):
+    except Exception as error:
+        reason = disk.reason(error)
+        if not reason:
             raise
-        return _say(f'{error}. Make room or mend the disk, and give the same command again.', 1)
+        text = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        return _say(f'Stopped: {reason} ({text}). Make room or mend the disk; then give the same command again.', 1)
 
 
 def _say(message: object, code: int) -> int:

@@ -16,10 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
-from fixres_jax import checkpoint, command, models, releases, state_dicts, trees
-from fixres_jax.errors import UsageError
+from fixres_jax import checkpoint, command, files, models, releases, state_dicts, trees
+from fixres_jax.errors import RunError, UsageError
 
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
 COUNTER = 'num_batches_tracked'  # torch counts the batches of a BatchNorm and, at a fixed momentum, never reads it
@@ -52,7 +51,8 @@ def from_torch(state_dict: Mapping[str, Any], model: Any, *, reset_head: bool = 
       {'params': ..., 'batch_stats': ...}, float32. Arrays are views of those given where no conversion is needed.
 
     Raises:
-      UsageError: unless every leaf of the model has its array and every array its leaf; all that differ are listed.
+      UsageError: unless every leaf of the model has its array and every array its leaf; the first that differ are
+        listed, with the architecture that fits.
     """
     found = {name: array for name, array in state_dict.items() if not name.endswith(COUNTER)}
     if not found:
@@ -131,13 +131,12 @@ def _convert(path: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _check(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise with every difference; first name the architecture that would fit, if one does."""
+    """Raise with the differences, and at the end the architecture that would fit."""
     difference = trees.diff(wanted, found)
     if difference:
         names = fitting(found)
-        hint = f' They fit {" and ".join(names)}.' if names else ''
-        message = difference.message(limit=len(wanted) + len(found))
-        raise UsageError(f'The weights do not fit the model.{hint}\n{message}')
+        hint = f'They fit {" and ".join(names)}.' if names else f'They fit none of {", ".join(models.MODELS)}.'
+        raise UsageError(f'The weights do not fit the model:\n{difference.message()}\n{hint}')
 
 
 def fitting(state_dict: Mapping[str, Any]) -> list[str]:
@@ -159,16 +158,20 @@ def fitting(state_dict: Mapping[str, Any]) -> list[str]:
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
     """Convert a file of torch weights into a folder that every task accepts; return what to tell."""
-    folder = epath.Path(out)
+    folder = files.reachable(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f'{out} is not an empty folder: choose another one.')
+    for text in (name, arguments.release, path):
+        releases.refuse_look_alike(text)
     release = releases.find(arguments.release, path)
     if release and release.architecture != name:
         raise UsageError(f'{release.name} is a {release.architecture}, not a {name}.')
     state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
+    releases.refuse_look_alike(metadata.get('architecture', ''))
     in_file = len(state_dict['fc.bias']) if 'fc.bias' in state_dict else None
     num_classes = arguments.num_classes or in_file
     if num_classes is None:
+        _refuse_part(state_dict, path)
         raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
     reset_head = arguments.reset_head or num_classes != in_file
     width = arguments.width or (len(state_dict['conv1.weight']) if 'conv1.weight' in state_dict else 64)
@@ -178,13 +181,31 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     metadata = METADATA | metadata | (release.metadata() if release else {}) | given
     metadata |= {'architecture': name, 'width': width, 'num_classes': num_classes}
     metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
-    checkpoint.save_model(folder, variables, metadata)
+    try:
+        checkpoint.save_model(folder, variables, metadata)
+    except RunError:
+        folder.rmtree(missing_ok=True)  # half a network, which would be in the way of the next attempt
+        raise
     head = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
     return f'{head}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
 
 
+def _refuse_part(state_dict: Mapping[str, Any], path: str) -> None:
+    """Refuse a file in which the network stands beside other arrays."""
+    for name in state_dict:
+        prefix, found, _ = name.rpartition('fc.bias')
+        if found and f'{prefix}conv1.weight' in state_dict:
+            others = [other for other in state_dict if not other.startswith(prefix)]
+            raise UsageError(
+                f'{path} holds a network under the prefix {prefix!r} and {len(others)} other arrays, such as '
+                f'{others[0]}: save the state_dict of that module alone.'
+            )
+
+
 def _export(run: str, out: str) -> str:
     """Write the network of a run as a torch file; return what to tell."""
+    if '://' in out:
+        raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
     variables, metadata = checkpoint.load_model(run)
     state_dict = to_torch(variables)
     state_dicts.save(out, state_dict, metadata)
@@ -197,7 +218,7 @@ def _sha256(path: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog='python -m fixres_jax.convert',
         usage='%(prog)s MODEL WEIGHTS OUT [options] | --to-torch RUN OUT | --list',
         description='Bring torch weights in, take a network back to torch, or list released weights.',

@@ -13,11 +13,11 @@ _previous_hook = sys.unraisablehook
 
 def reason(error: BaseException) -> str:
     """Return what is wrong with the disk, such as 'no space left on device', or '' for an error of another kind."""
-    # Libraries in C++ raise their own errors, with the system's words inside.
-    for text in map(os.strerror, ERRNOS):
-        if text in str(error):
-            return text.lower()
-    return ''
+    # Libraries in C++ raise their own errors, with the system's words inside, or others while they handle those.
+    found = next((text for text in map(os.strerror, ERRNOS) if text in str(error)), '')
+    if not found and error.__context__:
+        return reason(error.__context__)
+    return found.lower()
 
 
 def quieten() -> None:

@@ -3,7 +3,6 @@
 `python -m fixres_jax.extract score DIR [DIR]` scores the softmax of one folder, or compares two of the same images.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fixres_jax import command, metrics, preemption, processes, sharding
+from fixres_jax import command, files, metrics, preemption, processes, sharding
 from fixres_jax.data import pipeline
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.models import EVAL
@@ -99,7 +98,7 @@ def load(directory: epath.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     arrays = []
     for name in ('labels', 'softmax'):
-        path = epath.Path(directory) / f'{name}.npy'
+        path = files.reachable(directory) / f'{name}.npy'
         if not path.exists():
             raise UsageError(f'{path} is not there: give a folder that --config.task=extract has written.')
         with path.open('rb') as file:
@@ -175,10 +174,10 @@ def _describe(directory: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 for wrong input and 1 for damaged files."""
-    parser = argparse.ArgumentParser(prog='python -m fixres_jax.extract', description=__doc__.splitlines()[0])
+    parser = command.Parser(prog='python -m fixres_jax.extract', description=__doc__.splitlines()[0])
     parser.add_argument('command', choices=['score'])
     parser.add_argument('directories', nargs='+', metavar='DIR', help='written by --config.task=extract; one or two')
-    return command.run(_score, parser.parse_args(argv).directories)
+    return command.run(lambda: _score(parser.parse_args(argv).directories))
 
 
 def _score(directories: Sequence[str]) -> None:

@@ -1,13 +1,33 @@
 """Files that are there whole or not at all, and that only their owner can read while they are written."""
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 
 from etils import epath
 
+from fixres_jax.errors import UsageError
+
+LIBRARIES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # that epath needs for other places than the disk
+EXTRAS = {'gcsfs': 'gcs'}  # of this package, which install them
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)  # it can only be read by setting it
+
+
+def reachable(path: epath.PathLike) -> epath.Path:
+    """Return a path as given.
+
+    Raises:
+      UsageError: for one in a bucket whose library is not installed, naming it.
+    """
+    scheme, separator, _ = str(path).partition('://')
+    library = LIBRARIES.get(scheme if separator else '')
+    # TensorFlow reads buckets too, and etils prefers it.
+    if library and not any(importlib.util.find_spec(name) for name in (library, 'tensorflow')):
+        extra = f'"fixres-jax[{EXTRAS[library]}]"' if library in EXTRAS else library
+        raise UsageError(f'{path} needs the library {library}: pip install {extra}.')
+    return epath.Path(path)
 
 
 def private(path: epath.PathLike) -> None:

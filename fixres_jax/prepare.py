@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -24,6 +25,7 @@ from PIL import Image
 from fixres_jax import command, files
 from fixres_jax.data import shards, sources
 from fixres_jax.data.decoding import decode
+from fixres_jax.data.folders import folders
 from fixres_jax.errors import RunError, UsageError
 from fixres_jax.progress import Progress
 
@@ -38,6 +40,7 @@ class Job:
 
     Attributes:
       source: where the images come from.
+      fingerprint: of the source: other images, or the same of other sizes, have another.
       out: folder of the split's shards.
       num_shards: how many; a shard holds neighbouring images.
       short_side: pixels that a longer shorter side is resized to; 0 to keep sizes.
@@ -46,6 +49,7 @@ class Job:
     """
 
     source: sources.Source
+    fingerprint: str
     out: epath.Path
     num_shards: int
     short_side: int
@@ -55,8 +59,8 @@ class Job:
     @property
     def identity(self) -> str:
         """Name what the shards hold, so that no other job goes on with them."""
-        facts = (len(self.source), self.source.class_names, self.num_shards, self.short_side, self.quality)
-        return hashlib.sha256(json.dumps((*facts, self.skip_bad)).encode()).hexdigest()[:16]
+        facts = (self.fingerprint, self.num_shards, self.short_side, self.quality, self.skip_bad)
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def make(self, shard: int) -> dict[str, Any]:
         """Write a shard unless it is there and whole; return its entry, with labels, names and what was left out."""
@@ -145,8 +149,11 @@ def prepare(job: Job, workers: int, title: str) -> dict[str, int]:
     """
     job.out.mkdir(parents=True, exist_ok=True)
     for note in sorted(job.out.glob('images-*.json')):
-        if json.loads(note.read_text()).get('job') != job.identity:
-            raise UsageError(f'{job.out} holds shards of other images or options. Give another folder, or delete it.')
+        if _job_of(note) != job.identity:
+            raise UsageError(
+                f'{job.out} holds shards of other images or options: since they were made, an image of the source was '
+                'added, removed or changed, or an option is another. Give another folder, or delete this one.'
+            )
     for partial in job.out.glob('.*.incomplete'):
         partial.unlink()
     (job.out / shards.MANIFEST).unlink(missing_ok=True)
@@ -163,6 +170,14 @@ def prepare(job: Job, workers: int, title: str) -> dict[str, int]:
     written = sum(part['count'] for part in parts)
     assert written + len(left_out) == len(job.source)
     return {'written': written, 'left_out': len(left_out), 'bytes': sum(part['bytes'] for part in parts)}
+
+
+def _job_of(note: epath.Path) -> str:
+    """Return the identity of the job that has written a shard's note."""
+    try:
+        return json.loads(note.read_text())['job']
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f'{note} is damaged. Delete it: its shard is made again.') from error
 
 
 def _run(job: Job, workers: int, progress: Progress) -> list[dict[str, Any]]:
@@ -198,8 +213,7 @@ def _advance(count: int) -> None:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser('fixres_jax.prepare', description=__doc__.splitlines()[0])
-    parser.error = _refuse
+    parser = command.Parser('python -m fixres_jax.prepare', description=__doc__.splitlines()[0])
     parser.add_argument('source', help='folder with one folder per split, or tfds:NAME')
     parser.add_argument('out', help='folder to write to: one folder per split')
     parser.add_argument('--split', action='append', help='split to prepare, may be given several times; default: all')
@@ -217,18 +231,40 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return arguments
 
 
-def _refuse(message: str) -> None:
-    raise UsageError(f'{message}. See python -m fixres_jax.prepare --help.')
+def _check_apart(source: str, out: epath.Path) -> None:
+    """Refuse to write into the folders that are read: what is written would become a class of the next run.
+
+    Args:
+      source: as given; folders in it may be links to elsewhere.
+      out: of one split.
+    """
+    if source.startswith(sources.TFDS) or '://' in source:
+        return
+    root = epath.Path(source).expanduser()
+    read = {os.path.realpath(place) for place in (root, *(root / name for name in folders(root)))}
+    target = Path(os.path.realpath(out))
+    if read & {str(place) for place in (target, *target.parents)}:
+        beside = f'{os.path.realpath(root)}-shards'
+        raise UsageError(
+            f'{out} lies in {source}, which is read: the shards would become a class of it. Give a folder outside, '
+            f'such as {beside}.'
+        )
 
 
 def main(argv: list[str]) -> None:
     """Prepare all splits asked for, and say what was written and what was left out."""
     arguments = _arguments(argv)
-    for split in arguments.split or sources.splits(arguments.source):
+    found = sources.splits(arguments.source)
+    splits = arguments.split or found
+    out = epath.Path(arguments.out).expanduser()
+    for split in splits:
+        _check_apart(arguments.source, out / split)
+    for split in splits:
         source = sources.create(arguments.source, split)
         job = Job(
             source,
-            epath.Path(arguments.out).expanduser() / split,
+            source.fingerprint(),
+            out / split,
             arguments.shards or -(-len(source) // IMAGES_PER_SHARD),
             arguments.short_side,
             arguments.quality,

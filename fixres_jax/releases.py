@@ -4,6 +4,7 @@ The accuracies are the publishers' own, on ImageNet's validation set under the t
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Release:
 def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: Any) -> tuple[Release, ...]:
     return tuple(Release(*row, source, **common) for row in rows)
 
+
+# In timm 1.0.31 resnetaa50, resnetblur18 and resnetblur50: names and shapes of all its models' arrays were compared
+# with ours, and where they are equal the modules.
+LOOK_ALIKES = re.compile(r'(?<![a-z])(res(?:net|next))(?:aa|blur)([0-9]+)(?![0-9a-z])')
+GENERIC_STEMS = ('model', 'pytorch_model')
 
 RELEASES = (
     *_collection(TORCHVISION, [
@@ -145,6 +151,27 @@ def find(name: str, path: str) -> Release | None:
     if name not in known:
         raise UsageError(f'There is no release {name!r}.{nearest(name, known)} --list prints all.')
     return known[name]
+
+
+def refuse_look_alike(text: str) -> None:
+    """Refuse a network that has the arrays of one of ours and computes something else.
+
+    Args:
+      text: what names it: an architecture, a release or the path of a file. Of a path its last part counts, and
+        before the file names that Hugging Face gives to all networks the folders too.
+
+    Raises:
+      UsageError: when the text names such a network.
+    """
+    path = Path(text)
+    words = path.parts if path.stem in GENERIC_STEMS else path.parts[-1:]
+    for word in words:
+        if match := LOOK_ALIKES.search(word.casefold()):
+            like = f'{match[1]}{match[2]}'
+            raise UsageError(
+                f'{text} is a {match[0]}: its arrays are named and shaped like those of {like}, but it averages where '
+                f'{like} strides, which no network of this program does. Give weights of {like}.'
+            )
 
 
 def table() -> str:

@@ -1,6 +1,7 @@
 """Torch's weight files as dicts of numpy arrays: safetensors without torch, pickles through torch's safe loader."""
 
 import argparse
+import contextlib
 import json
 import math
 import pickle
@@ -14,12 +15,15 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from fixres_jax import files
 from fixres_jax.errors import UsageError
 
 PICKLES = ('.pth', '.pt', '.bin', '.tar')
 WRAPPERS = ('model', 'state_dict', 'model_state_dict')  # 'model' is the FixRes releases'
 EMA_WRAPPERS = ('state_dict_ema', 'model_ema')
-PREFIXES = ('module.', '_orig_mod.', 'model.')  # of DataParallel, torch.compile and Lightning
+# How a pickle that torch.save did not write begins, by its protocol; torch's older format begins with a number.
+PICKLE_STARTS = (b'\x80', b'(dp', b'(lp', b'}q', b']q')
+TORCH_NUMBER = 0x1950A86A20F9469CFC6C.to_bytes(10, 'little')
 IGNORED = ('n_averaged',)  # torch's AveragedModel counts its updates
 HEADER_KEY = 'fixres'  # of our metadata in a safetensors header
 SAFETENSORS_DTYPES = {
@@ -37,7 +41,8 @@ def load(path: str | Path, *, ema: bool = False) -> tuple[dict[str, np.ndarray],
 
     Returns:
       state_dict: torch name -> array; mapped from the file where its format allows.
-      metadata: what `save` wrote beside the weights; {} for the files of others.
+      metadata: what `save` wrote beside the weights; for the files of others at most 'architecture', where a training
+        script has saved that name beside the weights.
 
     Raises:
       UsageError: when the file is absent, of another format, damaged, or holds more than weights.
@@ -48,7 +53,9 @@ def load(path: str | Path, *, ema: bool = False) -> tuple[dict[str, np.ndarray],
     if path.suffix == '.safetensors':
         content, metadata = _read_safetensors(path)
     elif path.suffix in PICKLES:
-        content, metadata = _read_pickle(path), {}
+        content = _read_pickle(path)
+        named = isinstance(content, Mapping) and isinstance(content.get('arch'), str)
+        metadata = {'architecture': content['arch']} if named else {}
     else:
         raise UsageError(f'{path} is of no known format: expected .safetensors, {", ".join(PICKLES)}.')
     state_dict = _strip(_unwrap(content, path, ema))
@@ -60,10 +67,13 @@ def save(path: str | Path, state_dict: Mapping[str, np.ndarray], metadata: Mappi
     path = Path(path)
     if path.suffix == '.safetensors':
         header = {HEADER_KEY: json.dumps(metadata), 'format': 'pt'}
-        safetensors.numpy.save_file(dict(state_dict), path, metadata=header)
+        with files.whole(path) as temporary:
+            safetensors.numpy.save_file(dict(state_dict), temporary, metadata=header)
     elif path.suffix in ('.pth', '.pt', '.bin'):
         torch = _torch(path)
-        torch.save({name: torch.from_numpy(array) for name, array in state_dict.items()}, path)
+        # To a file of Python's, whose errors say what is wrong with the disk.
+        with files.whole(path) as temporary, temporary.open('wb') as file:
+            torch.save({name: torch.from_numpy(array) for name, array in state_dict.items()}, file)
     else:
         raise UsageError(f'{path} is of no known format: expected .safetensors, .pth, .pt or .bin.')
 
@@ -78,7 +88,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]
             header = json.loads(file.read(length))
         metadata = json.loads(header.pop('__metadata__', {}).get(HEADER_KEY, '{}'))
         data = np.memmap(path, np.uint8, 'r', offset=8 + length)
+        for name, entry in header.items():
+            if entry['dtype'] not in SAFETENSORS_DTYPES:
+                raise _not_plain(path, name, entry['dtype'])
         return {name: _view(data, entry) for name, entry in header.items()}, metadata
+    except UsageError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f'{path} is no safetensors file, or a damaged one: {_line(error)}.') from error
 
@@ -93,6 +108,7 @@ def _view(data: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
 
 def _read_pickle(path: Path) -> Any:
     torch = _torch(path)
+    _refuse_foreign(path)
     # Plain data that training scripts save beside the weights: their options and numpy's numbers.
     harmless = [
         argparse.Namespace,
@@ -112,6 +128,25 @@ def _read_pickle(path: Path) -> Any:
                 'run code. Save the weights alone, with torch.save(model.state_dict(), path), where you trust it.'
             ) from error
         raise UsageError(f'{path} is no torch file, or a damaged one: {_line(error)}.') from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse what torch.save did not write, TorchScript and other pickles."""
+    if zipfile.is_zipfile(path):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                raise UsageError(
+                    f'{path} is TorchScript, a program with its weights: expected weights alone. Where you trust it: '
+                    "torch.save(torch.jit.load(path).state_dict(), 'weights.pth')."
+                )
+        return
+    with path.open('rb') as file:
+        start = file.read(32)
+    if start.startswith(PICKLE_STARTS) and TORCH_NUMBER not in start:
+        raise UsageError(
+            f'{path} is a pickle that torch.save did not write, and loading it could run code. Where you trust it, '
+            'load it and save the arrays with torch.save or safetensors.numpy.save_file.'
+        )
 
 
 def _torch(path: Path) -> Any:
@@ -145,11 +180,12 @@ def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Any]:
 
 
 def _strip(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Remove the prefixes that all names have."""
+    """Remove the prefixes that all names have: of DataParallel, torch.compile, Lightning or one's own module."""
     state_dict = {name: value for name, value in state_dict.items() if name not in IGNORED}
-    for prefix in PREFIXES:
-        if state_dict and all(name.startswith(prefix) for name in state_dict):
-            return _strip({name.removeprefix(prefix): value for name, value in state_dict.items()})
+    prefixes = {name.partition('.')[0] for name in state_dict}
+    # An array right below the prefix belongs to a layer, such as a classifier that was saved alone.
+    if len(prefixes) == 1 and all(name.count('.') > 1 for name in state_dict):
+        return _strip({name.partition('.')[2]: value for name, value in state_dict.items()})
     return state_dict
 
 
@@ -159,4 +195,15 @@ def _to_numpy(name: str, value: Any, path: Path) -> np.ndarray:
     if not hasattr(value, 'detach'):
         raise UsageError(f'{path}: {name!r} is {type(value).__name__}, not an array. Save the state_dict alone.')
     value = value.detach()
-    return (value if value.dtype.itemsize != 2 else value.float()).numpy()
+    try:
+        return (value if value.dtype.itemsize != 2 else value.float()).numpy()
+    except TypeError as error:  # sparse, quantized, of 8 bits, or without values
+        kinds = [str(value.layout).removeprefix('torch.'), value.device.type, str(value.dtype).removeprefix('torch.')]
+        raise _not_plain(path, name, ' '.join(kind for kind in kinds if kind not in ('strided', 'cpu'))) from error
+
+
+def _not_plain(path: Path, name: str, kind: str) -> UsageError:
+    return UsageError(
+        f'{path}: {name!r} is {kind}; expected a dense array of float32, float16 or bfloat16. Save the weights so, any '
+        'scales multiplied in.'
+    )

@@ -73,20 +73,23 @@ class Diff:
     def __bool__(self) -> bool:
         return bool(self.missing or self.extra or self.misshaped)
 
-    def message(self, limit: int = 8) -> str:
-        """List every kind of difference, at most `limit` names of each, with the nearest expected name."""
-        lines = [f'missing: {name}' for name in self.missing[:limit]]
-        if len(self.missing) > limit:
-            lines.append(f'... and {len(self.missing) - limit} more missing')
-        for name in self.extra[:limit]:
-            near = difflib.get_close_matches(name, self.missing, n=1, cutoff=0.6)
-            lines.append(f'not expected: {name}' + (f' (is it {near[0]}?)' if near else ''))
-        if len(self.extra) > limit:
-            lines.append(f'... and {len(self.extra) - limit} more not expected')
-        lines += [f'shape of {name}: expected {want}, found {have}' for name, want, have in self.misshaped[:limit]]
-        if len(self.misshaped) > limit:
-            lines.append(f'... and {len(self.misshaped) - limit} more of another shape')
+    def message(self, limit: int = 10) -> str:
+        """List at most `limit` names, of every kind of difference as many, with the nearest expected name."""
+        kinds = {'missing': self.missing, 'not expected': self.extra, 'of another shape': self.misshaped}
+        kinds = {kind: found for kind, found in kinds.items() if found}
+        share, lines = limit // max(1, len(kinds)), []
+        for kind, found in kinds.items():
+            lines += [self._line(kind, one) for one in found[:share]]
+            if len(found) > share:
+                lines.append(f'... and {len(found) - share} more {kind}')
         return '\n'.join(lines)
+
+    def _line(self, kind: str, found: Any) -> str:
+        if kind == 'of another shape':
+            name, want, have = found
+            return f'shape of {name}: expected {want}, found {have}'
+        near = difflib.get_close_matches(found, self.missing, n=1, cutoff=0.6) if kind == 'not expected' else ()
+        return f'{kind}: {found}' + (f' (is it {near[0]}?)' if near else '')
 
 
 def diff(expected: Tree, found: Tree) -> Diff:

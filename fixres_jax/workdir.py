@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from fixres_jax import processes, trees
+from fixres_jax import files, processes, trees
 from fixres_jax.errors import UsageError
 from fixres_jax.metrics import write_json
 
@@ -34,8 +34,9 @@ def hold(workdir: epath.Path) -> Iterator[None]:
     Buckets (gs://...) know no locks: there, nothing keeps two runs apart.
 
     Raises:
-      UsageError: when another run has the folder, or it cannot be written.
+      UsageError: when another run has the folder, or it cannot be written or reached.
     """
+    files.reachable(workdir)
     with contextlib.ExitStack() as stack:
         problem = ''
         if processes.is_host0() and '://' not in str(workdir):

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import sys
 
 import ml_dtypes
@@ -78,8 +79,23 @@ def test_every_difference_is_listed_with_the_nearest_name():
 def test_the_architecture_that_fits_is_named():
     with pytest.raises(UsageError, match='They fit resnet34') as caught:
         convert.from_torch(state_dict_of('resnet34'), models.create('resnet18', weights.CLASSES, width=WIDTH))
-    extra = {key for key in state_dict_of('resnet34') if convert.COUNTER not in key} - {*state_dict_of()}
-    assert all(f'not expected: {key}' in str(caught.value) for key in extra)
+    extra = [key for key in state_dict_of('resnet34') if convert.COUNTER not in key and key not in state_dict_of()]
+    lines = str(caught.value).splitlines()
+    assert lines[0] == 'The weights do not fit the model:' and lines[-1] == 'They fit resnet34.'
+    assert lines[1:-1] == [
+        *(f'not expected: {key}' for key in extra[:10]),
+        f'... and {len(extra) - 10} more not expected',
+    ]
+
+
+def test_a_list_of_differences_stays_short_and_says_that_nothing_fits():
+    other = {f'blocks.{index}.attention.weight': np.zeros((8, 8)) for index in range(90)}
+    with pytest.raises(UsageError) as caught:
+        convert.from_torch(other, models.create('resnet18', weights.CLASSES, width=WIDTH))
+    lines = str(caught.value).splitlines()
+    names = [line for line in lines if line.startswith(('missing', 'not expected', 'shape of'))]
+    assert len(names) == 10 and len(lines) <= 15
+    assert lines[-1].startswith('They fit none of resnet18, ')
 
 
 def test_a_state_dict_that_is_no_network_is_refused():
@@ -128,6 +144,12 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     assert 'not an empty folder' in capsys.readouterr().err
 
 
+def test_a_torch_file_is_not_written_to_a_bucket(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run('--to-torch', 'run', 'gs://bucket/x.safetensors') == 2
+    assert 'local or mounted folder' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tmp_path, capsys):
     for out, option in (('a', ('--num-classes', 4)), ('b', ('--reset-head',))):
         assert run('resnet18', safetensors_file, tmp_path / out, '--width', WIDTH, *option) == 0
@@ -147,6 +169,11 @@ def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tm
         (('resnet18', 'FILE', '--ema'), 'no moving average'),
         (('resnet18', 'FILE', '--release', 'timm/resnet50'), "Did you mean 'timm/resnet50.a"),
         (('resnet18', 'FILE', '--release', 'timm/resnet50.a1_in1k'), 'is a resnet50, not a resnet18'),
+        (
+            ('resnetblur18', 'FILE'),
+            'resnetblur18 is a resnetblur18: its arrays are named and shaped like those of resnet18',
+        ),
+        (('resnet18', 'FILE', '--release', 'timm/resnetaa50.a1h_in1k'), 'timm/resnetaa50.a1h_in1k is a resnetaa50'),
     ],
 )
 def test_command_line_refuses_and_writes_nothing(arguments, message, safetensors_file, tmp_path, capsys):
@@ -197,6 +224,8 @@ def test_pickles_of_both_formats(suffix, zipped, tmp_path):
         (lambda x: {'model': {f'module.{key}': value for key, value in x.items()}, 'epoch': 3}, False),
         (lambda x: {'state_dict': {f'_orig_mod.module.{key}': value for key, value in x.items()}}, False),
         (lambda x: {'state_dict': {f'model.{key}': value for key, value in x.items()}}, False),
+        (lambda x: {'state_dict': {f'net.{key}': value for key, value in x.items()}}, False),
+        (lambda x: {'state_dict': {f'_orig_mod.trainer.1.{key}': value for key, value in x.items()}}, False),
         (lambda x: {'model_state_dict': x, 'optimizer': {'lr': 0.1}}, False),
         (lambda x: {'state_dict': {}, 'state_dict_ema': x}, True),
         (lambda x: {'model': {}, 'model_ema': {f'module.{k}': v for k, v in x.items()} | {'n_averaged': 1}}, True),
@@ -229,6 +258,112 @@ def test_pickles_without_weights_are_refused(content, message, tmp_path):
     torch = pytest.importorskip('torch')
     torch.save(content, tmp_path / 'x.pth')
     with pytest.raises(UsageError, match=message):
+        state_dicts.load(tmp_path / 'x.pth')
+
+
+def test_a_prefix_is_removed_only_from_whole_networks(tmp_path):
+    for names in (['fc.weight', 'fc.bias'], ['net.conv1.weight', 'loss.scale']):
+        safetensors.numpy.save_file({name: np.ones(2, np.float32) for name in names}, tmp_path / 'x.safetensors')
+        assert list(state_dicts.load(tmp_path / 'x.safetensors')[0]) == sorted(names)
+
+
+def test_a_network_beside_other_arrays_is_named_by_its_prefix(tmp_path, capsys):
+    arrays = {f'net.{name}': array for name, array in state_dict_of().items()} | {'loss.scale': np.ones(1, np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / 'x.safetensors')
+    assert run('resnet18', tmp_path / 'x.safetensors', tmp_path / 'out') == 2
+    assert "under the prefix 'net.' and 1 other arrays, such as loss.scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'name', ['resnetblur50-84f4748f.pth', 'resnetaa50_a1h-4cf422b3.pth', 'my-ResNetBlur18.bin',
+             'models--timm--resnetaa50.a1h_in1k/snapshots/1/model.safetensors', 'timm/resnetblur50.bt_in1k']
+)  # fmt: skip
+def test_names_of_look_alikes_are_refused(name):
+    with pytest.raises(
+        UsageError, match=r'like those of resnet(18|50), but it averages where resnet\1 strides'
+    ) as caught:
+        releases.refuse_look_alike(name)
+    assert '\n' not in str(caught.value)
+
+
+def test_other_names_are_no_look_alikes():
+    for name in (
+        *(text for r in releases.RELEASES for text in (r.name, r.file)),
+        *models.MODELS,
+        '',
+        'blur/resnet50.pth',
+    ):
+        releases.refuse_look_alike(name)
+    releases.refuse_look_alike('resnetblur50/resnet50-0676ba61.pth')  # the folder says nothing of this file
+
+
+def test_a_look_alike_that_only_its_content_names_is_refused(tmp_path, capsys):
+    torch = pytest.importorskip('torch')
+    tensors = {name: torch.from_numpy(array) for name, array in state_dict_of().items()}
+    torch.save({'arch': 'resnetblur18', 'state_dict': tensors}, tmp_path / 'model_best.pth.tar')
+    assert run('resnet18', tmp_path / 'model_best.pth.tar', tmp_path / 'out') == 2
+    assert 'resnetblur18 is a resnetblur18' in capsys.readouterr().err
+
+
+def test_timm_has_no_other_look_alikes():
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    timm, torch = (pytest.importorskip(name, exc_type=ImportError) for name in ('timm', 'torch'))
+
+    def build(name):
+        with torch.device('meta'):
+            return timm.create_model(name)
+
+    def shapes(network):
+        return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+    ours = {name: build(name) for name in models.MODELS if timm.is_model(name)}
+    others = {name: build(name) for name in timm.list_models(module='resnet') if name not in ours}
+    found = {
+        name
+        for name, network in others.items()
+        for own in ours.values()
+        if shapes(network) == shapes(own) and repr(network) != repr(own)
+    }
+    assert found == {'resnetaa50', 'resnetblur18', 'resnetblur50'}
+
+
+@pytest.mark.parametrize('kind', ['F8_E4M3', 'F8_E5M2', 'U16'])
+def test_arrays_of_few_bits_in_safetensors_are_named(kind, tmp_path):
+    header = json.dumps({'fc.weight': {'dtype': kind, 'shape': [4], 'data_offsets': [0, 4]}}).encode()
+    (tmp_path / 'x.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+    with pytest.raises(UsageError, match=f"'fc.weight' is {kind}; expected a dense array of float32"):
+        state_dicts.load(tmp_path / 'x.safetensors')
+
+
+@pytest.mark.parametrize(
+    ('make', 'kind'),
+    [
+        (lambda torch: torch.ones(3).to(torch.float8_e4m3fn), 'float8_e4m3fn'),
+        (lambda torch: torch.ones(3).to(torch.float8_e5m2), 'float8_e5m2'),
+        (lambda torch: torch.eye(3).to_sparse(), 'sparse_coo float32'),
+        (lambda torch: torch.ones(3, device='meta'), 'meta float32'),
+    ],
+)
+def test_tensors_that_are_no_plain_arrays_are_named(make, kind, tmp_path):
+    torch = pytest.importorskip('torch')
+    torch.save({'conv1.weight': torch.ones(2), 'fc.weight': make(torch)}, tmp_path / 'x.pth')
+    with pytest.raises(UsageError, match=f"'fc.weight' is {kind}; expected a dense array of float32"):
+        state_dicts.load(tmp_path / 'x.pth')
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_torchscript_is_named(tmp_path):
+    torch = pytest.importorskip('torch')
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / 'x.pt')
+    with pytest.raises(UsageError, match='is TorchScript, a program with its weights: expected weights alone'):
+        state_dicts.load(tmp_path / 'x.pt')
+
+
+@pytest.mark.parametrize('protocol', range(6))
+def test_a_pickle_that_torch_did_not_write_is_named(protocol, tmp_path):
+    pytest.importorskip('torch')
+    (tmp_path / 'x.pth').write_bytes(pickle.dumps({'fc.bias': np.ones(3)}, protocol))
+    with pytest.raises(UsageError, match='is a pickle that torch.save did not write'):
         state_dicts.load(tmp_path / 'x.pth')
 
 

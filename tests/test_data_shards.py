@@ -78,6 +78,41 @@ def test_label_outside_the_classes_is_refused(copied):
         sources.create(str(copied), 'train')
 
 
+@pytest.mark.parametrize('damage', [
+    lambda text: '', lambda text: text[:100], lambda text: '[]', lambda text: 'null', lambda text: '{"format": 1}',
+    lambda text: text.replace('"bytes"', '"byte"'), lambda text: text.replace('"count": ', '"count": "1" , "x": '),
+    lambda text: text.replace('"class_names": [', '"class_names": [1, '), lambda text: text.replace('"ant"', '\x00'),
+])  # fmt: skip
+def test_a_broken_manifest_is_named(copied, damage):
+    path = copied / 'train' / shards.MANIFEST
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(UsageError, match=f'{path} is missing or damaged .*Run fixres_jax.prepare again') as caught:
+        sources.create(str(copied), 'train')
+    assert '\n' not in str(caught.value)
+
+
+def test_shards_without_a_manifest_are_no_folder_of_classes(copied):
+    (copied / 'train' / shards.MANIFEST).unlink()
+    with pytest.raises(UsageError, match='train holds shards but no manifest.json: .*Run fixres_jax.prepare again'):
+        sources.create(str(copied), 'train')
+
+
+@pytest.mark.parametrize('name', [shards.LABELS, shards.NAMES])
+@pytest.mark.parametrize('damage', ['cut', 'gone', 'short'])
+def test_broken_labels_and_names_are_named(copied, name, damage):
+    path = copied / 'train' / name
+    if damage == 'gone':
+        path.unlink()
+    elif damage == 'cut':
+        path.write_bytes(path.read_bytes()[:40])
+    elif name == shards.LABELS:
+        np.save(path, np.load(path)[:-1])
+    else:
+        path.write_text(path.read_text().partition('\n')[2])
+    with pytest.raises(UsageError, match=f'{path} .*Run fixres_jax.prepare again'):
+        sources.create(str(copied), 'train')
+
+
 def test_manifest_of_another_format_is_refused(copied):
     path = copied / 'train' / shards.MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | {'format': 99}))

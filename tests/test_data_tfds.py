@@ -70,6 +70,13 @@ def test_batches_in_a_worker_process():
         assert np.array_equal(a['image'][16], b['image'][16]) and np.array_equal(a['label'], b['label'])
 
 
+def test_a_fingerprint_tells_splits_apart():
+    prints = [
+        sources.create('tfds:tiny_animals', split).fingerprint() for split in ('train', 'train', 'train[:25%]', 'val')
+    ]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
 def test_prepare_reads_tfds(tmp_path):
     from fixres_jax import prepare
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fixres_jax import checkpoint, disk, loop, optim, sharding, trees, workdir
+from fixres_jax import checkpoint, convert, disk, loop, models, optim, sharding, state_dicts, trees, workdir
 from fixres_jax.checkpoint import Checkpoints
 from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.errors import RunError, UsageError
@@ -181,6 +181,38 @@ def test_a_network_that_finds_no_room_ends_in_one_line(tmp_path):
             checkpoint.save_model(
                 epath.Path(place) / 'x', {'params': {'a': np.random.default_rng(0).random(65536)}}, {}
             )
+
+
+@pytest.mark.parametrize('module, arguments', [
+    ('prepare', ['DATA', 'DISK/out', '--workers', '0']),
+    ('prepare', ['DATA', 'DISK/out', '--workers', '2']),
+    ('convert', ['resnet18', 'WEIGHTS', 'DISK/out']),
+    ('convert', ['--to-torch', 'NETWORK', 'DISK/x.safetensors']),
+    ('convert', ['--to-torch', 'NETWORK', 'DISK/x.pth']),
+])  # fmt: skip
+def test_commands_that_find_no_room_end_in_one_line(tmp_path, tiny_folder, module, arguments):
+    model = models.create('resnet18', 4, width=8)
+    variables = jax.device_get(model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), models.EVAL))
+    checkpoint.save_model(tmp_path / 'network', variables, {'architecture': 'resnet18'})
+    state_dicts.save(tmp_path / 'x.safetensors', convert.to_torch(variables), {})
+    with mounted(tmp_path / 'disk', 'size=100k') as place:
+        places = {
+            'DATA': tiny_folder,
+            'DISK': place,
+            'WEIGHTS': tmp_path / 'x.safetensors',
+            'NETWORK': tmp_path / 'network',
+        }
+        command = [sys.executable, '-m', f'fixres_jax.{module}']
+        for argument in arguments:
+            head, slash, tail = argument.partition('/')
+            command.append(f'{places.get(head, head)}{slash}{tail}')
+        environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1'}
+        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        left = [path.name for path in place.rglob('*') if path.is_file() and not path.name.startswith('.')]
+    assert ran.returncode == 1, ran.stderr
+    line, *more = ran.stderr.splitlines()
+    assert not more and 'no space left on device' in line and 'Make room or mend the disk' in line, ran.stderr
+    assert not left
 
 
 def test_only_errors_of_the_disk_are_kept_from_the_log(caplog):

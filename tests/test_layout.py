@@ -12,7 +12,8 @@ CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 
 # A module imports from the lines above its own; the modules of one folder may import each other.
 LAYERS = [
-    ['errors', 'files', '__init__', '__version__'],
+    ['errors', '__init__', '__version__'],
+    ['files'],
     ['trees', 'metrics', 'rules', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums', 'disk'],
     ['command', 'footprint', 'workdir', 'models', 'data', 'analysis.frechet'],
     ['optim', 'state', 'prepare', 'analysis.sizes', 'releases', 'state_dicts'],

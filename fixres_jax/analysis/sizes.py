@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from fixres_jax import files
 from fixres_jax.data.crops import BOXES, TENSORFLOW_MIN_COVERED
 from fixres_jax.data.folders import IMAGE_SUFFIXES
 from fixres_jax.data.transforms import TEST_RATIO
@@ -105,7 +106,7 @@ def read(folder: epath.PathLike, limit: int = 10_000, seed: int = 0) -> np.ndarr
     Raises:
       UsageError: when the folder has no image, or one is not to be read.
     """
-    root = epath.Path(folder)
+    root = files.reachable(folder)
     if not root.is_dir():
         raise UsageError(f'There is no folder {root}.')
     paths = sorted(_images(root))

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
+from fixres_jax import files
+from fixres_jax.data import shards
 from fixres_jax.data.folders import ImageFolder, folders
-from fixres_jax.data.shards import MANIFEST, Shards
 from fixres_jax.errors import UsageError, nearest
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
@@ -35,7 +36,13 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
 
-def create(spec: str, split: str) -> Source:
+class WholeSource(Source, Protocol):
+    """What `create` opens: it can also say in short what it holds."""
+
+    def fingerprint(self) -> str: ...
+
+
+def create(spec: str, split: str) -> WholeSource:
     """Open a source by its specification.
 
     Args:
@@ -45,7 +52,7 @@ def create(spec: str, split: str) -> Source:
         class folders or the shards.
 
     Raises:
-      UsageError: when the folder, the split or its images are not there.
+      UsageError: when the folder, the split or its images are not there, or the library to reach them is not.
     """
     if str(spec).startswith(TFDS):
         from fixres_jax.data import tfds  # takes a second to import
@@ -55,7 +62,7 @@ def create(spec: str, split: str) -> Source:
         return tfds.Tfds(name, _find_split(str(spec), tfds.splits(name), base) + bracket + rest)
     root = _root(spec)
     folder = root / _find_split(str(root), folders(root), split) if split else root
-    return Shards(folder) if (folder / MANIFEST).exists() else ImageFolder(folder)
+    return shards.Shards(folder) if shards.found_in(folder) else ImageFolder(folder)
 
 
 def splits(spec: str) -> list[str]:
@@ -70,7 +77,7 @@ def splits(spec: str) -> list[str]:
 
 
 def _root(spec: str) -> epath.Path:
-    root = epath.Path(spec).expanduser() if str(spec) else None
+    root = files.reachable(spec).expanduser() if str(spec) else None
     if root is None or not root.is_dir():
         raise UsageError(f'There is no folder {str(spec)!r}. Give a folder with one folder per split, or tfds:NAME.')
     return root
