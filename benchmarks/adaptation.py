@@ -14,7 +14,7 @@ import time
 import jax
 from etils import epath
 
-from fixres_jax import adapt, checkpoint, evaluate, models, sharding, train
+from fixres_jax import adapt, checkpoint, evaluate, models, provenance, sharding, train
 from fixres_jax.data import sources, transforms
 from fixres_jax.metrics import write_json
 from fixres_jax.progress import log
@@ -33,6 +33,8 @@ def main() -> None:
     images, held_out = sources.hold_out(
         sources.create(args.data, 'train'), config['data']['held_out_fraction'], config['seed']
     )
+    if reason := provenance.why_seen(provenance.given_trainings(metadata), held_out):
+        raise SystemExit(f'The network in {args.run} may have seen the images held out from {args.data}: {reason}.')
     test = sources.create(args.data, 'val')
     path = epath.Path(args.out) / 'adaptation.json'
     rows = json.loads(path.read_text())['rows'] if path.exists() else []

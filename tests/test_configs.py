@@ -35,6 +35,14 @@ def fields(config, prefix=''):
 
 
 @pytest.mark.parametrize('name, variant', CONFIGS)
+def test_config_tells_the_defaults_of_base_whatever_it_changes_itself(name, variant):
+    config = load(name, variant)
+    config.train.lr = 7.0
+    assert config.defaults() == config.copy_and_resolve_references().defaults() == base.get_config().to_dict()
+    assert config.to_dict() != config.defaults()
+
+
+@pytest.mark.parametrize('name, variant', CONFIGS)
 def test_config_is_one_that_can_run(name, variant):
     config = load(name, variant)
     assert set(fields(config)) == set(fields(base.get_config())), 'a field that base does not have'

@@ -190,7 +190,8 @@ def run(config, folder, **fields):
     config = copy(config, **fields)
     workdir = epath.Path(config.data.source).parent / folder
     recipe.run(config, workdir)
-    return json.loads((workdir / f'{config.task}.json').read_text()), workdir
+    name = 'report' if config.task == 'recipe' else config.task
+    return json.loads((workdir / f'{name}.json').read_text()), workdir
 
 
 def test_classes_in_another_order_are_the_same_classes(config, network):
@@ -233,9 +234,13 @@ def test_some_of_the_networks_classes_are_scored_among_all_and_by_themselves(con
     assert len(set(alone)) == 2 and point['top1_among_present'] > point['top1'] == 0.0
     assert point['top5_among_present'] == 100.0
     assert point['low_among_present'] < point['top1_among_present'] < point['high_among_present']
-    _, workdir = run(config, 'c', task='adapt', **chosen)
+    report, workdir = run(config, 'c', task='recipe', train__epochs=0.0, **chosen)
     assert checkpoint.load_metadata(workdir)['class_names'] == CLASSES
     assert checkpoint.load_model(workdir)[0]['params']['fc']['bias'].shape == (4,)
+    assert report['numbers']['larger']['top1_among_present'] == point['top1_among_present']
+    for name in ('report.md', 'report.html'):
+        text = (workdir / name).read_text()
+        assert 'more classes than the 2 of the data' in text and f'{point["top1_among_present"]:.2f} (' in text
 
 
 @pytest.mark.parametrize('task', ['evaluate', 'extract', 'adapt', 'finetune', 'train', 'recipe'])

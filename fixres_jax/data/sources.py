@@ -132,10 +132,10 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset
     """Split a source in two by a rule that looks at one record at a time.
 
     A record is held out when a hash of the seed and of its name (see `digests`), read as a number from 0 to 1, is below
-    the fraction. So a file that comes or goes moves no other from one part to the other, and what was trained on
-    before is never held out after. The price: each class gives its share on average only, n * fraction with a standard
-    deviation of sqrt(n * fraction * (1 - fraction)) records. Exact shares would move records whenever a class grows.
-    A source of which no record is below the fraction gives its lowest one.
+    the fraction. So a file that comes or goes moves no other from one part to the other, and nothing that was trained
+    on with the same seed and fraction is held out later. The price: each class gives its share on average only,
+    n * fraction with a standard deviation of sqrt(n * fraction * (1 - fraction)) records. Exact shares would move
+    records whenever a class grows. A source of which no record is below the fraction gives its lowest one.
 
     Args:
       source: any source.
