@@ -6,7 +6,6 @@ The modules that import jax are imported late: processes that read images import
 import inspect
 import logging
 import os
-import re
 import runpy
 import sys
 import traceback
@@ -142,7 +141,7 @@ def _wrong_fields(argv: Sequence[str], config: ConfigDict | None, error: str) ->
             yield f'The config has no field {name!r}.{nearest(name, fields)}'
         elif name not in fields:
             yield f'{name} is a section of the config: give a field of it, such as {next(iter(config[name]))}.'
-        elif re.search(rf'\b{re.escape(option)}\b', error):
+        elif error.startswith(f'flag --{option}={text}:'):
             kind = {int: 'a whole number', float: 'a number', bool: 'True or False'}.get(type(fields[name]), 'a value')
             yield f'{name}={text}: expected {kind}, such as {fields[name]!r}.'
 

@@ -125,8 +125,6 @@ def make(config: Any, workdir: epath.Path) -> Plan:
         {'train': training(config), 'finetune': finetuning(config)},
     )
     parts = _open_data(config, workdir)
-    for o in optimized:
-        checks.warn_of_large_batch(o, len(parts[0]))
     data_classes = parts[-1].class_names
     own = () if config.reset_head else given_metadata.get('class_names', ())
     class_names, present = provenance.network_classes(own, data_classes, config.init_from, config.data.source)
@@ -143,6 +141,8 @@ def make(config: Any, workdir: epath.Path) -> Plan:
     one_pass = config.task == 'adapt' or (config.task == 'recipe' and config.adaptation == 'one_pass')
     if one_pass and how.solver == 'sgd':
         checks.classifier_alone(model, how.optimization.trainable, config.task)
+    for o in optimized:
+        checks.warn_of_large_batch(o, len(train_source))
     return Plan(
         workdir=workdir,
         seed=config.seed,

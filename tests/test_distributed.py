@@ -139,13 +139,14 @@ def test_saved_by_some_processes_resumed_by_others(tmp_path, cache, whole, first
     np.testing.assert_allclose([line['loss'] for line in lines], losses, rtol=1e-3)
 
 
-def test_sigterm_stops_all_processes_at_one_step(tmp_path, cache):
+@pytest.mark.parametrize('signum, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_stops_all_processes_at_one_step(tmp_path, cache, signum, code):
     run = Run(tmp_path / 'run', cache, 2, '--config.task=train', '--config.train.epochs=200')
     wait_for_step(tmp_path / 'run', 4)
     for process in run.processes:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
     codes, printed = run.wait(300)
-    assert codes == [0, 0], printed
+    assert codes == [code, code], printed
     said = [text.split('stopped at step ')[1].split()[0] for text in printed]
     assert said[0] == said[1] and (tmp_path / 'run' / 'train' / 'checkpoints' / said[0]).is_dir()
 

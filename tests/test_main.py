@@ -211,40 +211,15 @@ def test_another_number_of_classes_is_refused_unless_the_classifier_starts_afres
 
 
 @pytest.mark.parametrize(
-    'arguments, expected',
+    'argument, expected',
     [
-        (['--config.train.epoch=3'], "no field 'train.epoch'. Did you mean 'train.epochs'"),
-        (['--config.train.epochs=many'], 'epochs'),
-        (['--config.model.name=resnet5O'], "Did you mean 'resnet50'"),
-        (['--config.task=recipee'], "Did you mean 'recipe'"),
-        (['--config.data.source=/nowhere/at/all'], '/nowhere/at/all'),
-        (['--config.train.resolution=16', '--config.data.source=FOLDER'], 'train.resolution=16 is too small'),
-        (['--config.test.resolution=8', '--config.data.source=FOLDER'], 'test.resolution=8 is too small'),
-        (['--config.data.train_split=trane', '--config.data.source=FOLDER'], "Did you mean 'train'"),
-        (['--config.data.source=EMPTY'], 'holds no images'),
-        (['--config.init_from=/nowhere/weights'], 'holds no network'),
-        (['--config.task=evaluate'], 'task=evaluate needs a network'),
-        (['--config.task=analyze', '--config.study=rok'], "Did you mean 'roc'"),
-        (['--config.adaptation=onepass', '--config.data.source=FOLDER'], "Did you mean 'one_pass'"),
-        (['--config.adapt.solver=lbgfs', '--config.data.source=FOLDER'], "Did you mean 'lbfgs'"),
-        (['--config.adapt.weight_decays=(-1.0,)', '--config.data.source=FOLDER'], 'none below 0'),
-        (['--config.finetune.batch_norm=layer4/9/bn1', '--config.data.source=FOLDER'], 'Near names'),
-        (['--config.data.held_out_fraction=0', '--config.data.source=FOLDER'], 'Nothing to choose'),
-        (['--config.train.schedule=cosin', '--config.data.source=FOLDER'], "Did you mean 'cosine'"),
-        (['--config.train.batch_size=48', '--config.data.source=FOLDER'], 'not a multiple of bn_group_size=64'),
-        (['--workdirr=x'], 'workdir'),
-        (['--config=configs/nothing.py'], 'configs/nothing.py'),
-        (['--config=configs/imagenette.py:big'], "no variant 'big'"),
+        ('--config.train.epoch=3', "no field 'train.epoch'. Did you mean 'train.epochs'"),
+        ('--config.data.source=/nowhere/at/all', '/nowhere/at/all'),
     ],
-    ids=lambda value: value[0][2:] if isinstance(value, list) else '',
 )
-def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, tiny_folder, arguments, expected):
-    for split in ('train', 'val'):
-        (tmp_path / 'empty' / split / 'class').mkdir(parents=True)
-    replaced = [a.replace('FOLDER', str(tiny_folder)).replace('EMPTY', str(tmp_path / 'empty')) for a in arguments]
-    printed = main(tmp_path / 'workdir', *replaced, expect=2)
-    lines = [line for line in printed.splitlines() if line.startswith('fixres_jax: ')]
-    assert len(lines) == 1 and expected in lines[0], printed
+def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, argument, expected):
+    (line,) = main(tmp_path / 'workdir', argument, expect=2).splitlines()  # many more are in test_bad_input
+    assert line.startswith('fixres_jax: ') and expected in line
 
 
 def test_a_missing_workdir_or_config_is_said():

@@ -22,6 +22,19 @@ SLOW_TO_COMPILE = (
 )
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_is_left():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
 def start(workdir, *arguments):
     """Start the program as a terminal would, in its own process group; return it and the file of what it prints."""
     log = Path(f'{workdir}.log')
@@ -31,6 +44,7 @@ def start(workdir, *arguments):
         process = subprocess.Popen(
             [*command, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
         )
+    STARTED.append(process)
     return process, log
 
 
