@@ -216,8 +216,8 @@ def describe(advice: Advice) -> str:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        'fixres_jax.advise',
+    parser = command.Parser(
+        'python -m fixres_jax.advise',
         description=__doc__.splitlines()[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -119,6 +119,11 @@ class Checkpoints:
             self._manager.delete(later)
         return TrainState(**restored['model'], **restored['training'])
 
+    @property
+    def saving(self) -> bool:
+        """Whether something that `save` started is not on disk yet."""
+        return self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Return when everything that `save` started is on disk."""
         with self._writing():

@@ -1,14 +1,23 @@
 """How a command ends: an error in one line with its exit code, a closed pipe in silence."""
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from fixres_jax import disk
 from fixres_jax.errors import RunError, UsageError
 
-PIPE_CLOSED = 141  # as shells report a program that SIGPIPE ended
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
+
+
+class Parser(argparse.ArgumentParser):
+    """Tell a wrong command line in one line, as every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f'{message}. See {self.prog} --help.')
 
 
 def run(function: Callable[..., int | None], *arguments: Any, interrupted: str = 'interrupted.') -> int:
@@ -20,7 +29,7 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
       interrupted: the line after Ctrl-C.
 
     Returns:
-      The exit code: what the function returned, 2 for wrong input, 1 for a failure or Ctrl-C.
+      The exit code: what the function returned, 2 for wrong input, 1 for a failure, 130 after Ctrl-C.
     """
     try:
         try:
@@ -32,7 +41,7 @@ def run(function: Callable[..., int | None], *arguments: Any, interrupted: str =
     except RunError as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        return _say(interrupted, 1)
+        return _say(interrupted, INTERRUPTED)
     except BrokenPipeError:
         # Whoever read the output (`| head`) has enough. What is still to be written goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

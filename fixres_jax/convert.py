@@ -221,7 +221,7 @@ def _sha256(path: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog='python -m fixres_jax.convert',
         usage='%(prog)s MODEL WEIGHTS OUT [options] | --to-torch RUN OUT | --list',
         description='Bring torch weights in, take a network back to torch, or list released weights.',

@@ -29,12 +29,22 @@ ASSUMPTION = (
     'links; images are always ready. Real steps take longer.'
 )
 
-_TOPOLOGY = flags.DEFINE_string('topology', None, 'TPU topology, such as v5e:16x16 or v5p:2x2x1.')
-_DEVICES = flags.DEFINE_integer('devices', None, 'Virtual CPU devices instead of a topology.')
-_STEPS = flags.DEFINE_list('steps', list(STEPS), f'Which steps to compile, of {", ".join(STEPS)}.')
-_TRAIN_IMAGES = flags.DEFINE_integer('train_images', 1_281_167, 'Training images, for the hours; those of ImageNet.')
-_TEST_IMAGES = flags.DEFINE_integer('test_images', 50_000, 'Test images, for the hours; those of ImageNet.')
-_JSON = flags.DEFINE_string('json', None, 'File to write everything to.')
+
+def define(values: flags.FlagValues) -> None:
+    """Define the flags of the dry run, beside those of `main`."""
+    images = 'for the hours; those of ImageNet.'
+    for make, name, default, about in (
+        (flags.DEFINE_string, 'topology', None, 'TPU topology, such as v5e:16x16 or v5p:2x2x1.'),
+        (flags.DEFINE_integer, 'devices', None, 'Virtual CPU devices instead of a topology.'),
+        (flags.DEFINE_list, 'steps', list(STEPS), f'Which steps to compile, of {", ".join(STEPS)}.'),
+        (flags.DEFINE_integer, 'train_images', 1_281_167, f'Training images, {images}'),
+        (flags.DEFINE_integer, 'test_images', 50_000, f'Test images, {images}'),
+        (flags.DEFINE_string, 'json', None, 'File to write everything to.'),
+    ):
+        make(name, default, about, flag_values=values)
+
+
+define(flags.FLAGS)
 
 
 def open_devices(topology: str | None, num_devices: int | None) -> tuple[list[Any], Any, int]:
@@ -206,18 +216,23 @@ def describe(value: dict[str, Any], chip: Any) -> str:
     return '\n'.join(lines)
 
 
-def run(config: Any, topology: str | None, num_devices: int | None, steps: list[str]) -> dict[str, Any]:
+def run(
+    config: Any, topology: str | None, num_devices: int | None, steps: list[str], *, train_images: int, test_images: int
+) -> dict[str, Any]:
     """Compile the steps of a config and print what each takes; return the same as plain values."""
     for step in steps:
         if step not in STEPS:
             raise UsageError(f'--steps={step} is not one of {", ".join(STEPS)}.{nearest(step, STEPS)}')
+    for name, value in (('train_images', train_images), ('test_images', test_images)):
+        if value < 1:
+            raise UsageError(f'--{name}={value}: expected 1 or more, such as 1281167.')
     os.environ['JAX_PLATFORMS'] = 'cpu'  # before the config is read, which imports jax
     from fixres_jax import settings
 
     settings.read(config)
     devices, chip, devices_per_chip = open_devices(topology, num_devices)
     name = topology or f'{num_devices} virtual CPU devices'
-    dry_run = DryRun(config, devices, train_images=_TRAIN_IMAGES.value, test_images=_TEST_IMAGES.value)
+    dry_run = DryRun(config, devices, train_images=train_images, test_images=test_images)
     print(f'{dry_run.model_name} on {name}: {len(devices)} devices of kind {devices[0].device_kind}')
     if not config.test.resolution:
         print(f'The test resolution is not known before the run: taken as {dry_run.test_resolution}.')
@@ -236,13 +251,15 @@ def run(config: Any, topology: str | None, num_devices: int | None, steps: list[
 def main(argv: list[str]) -> int:
     """Run from the command line; return the exit code."""
     del argv
-    return command.run(_main)
+    return command.run(compile_all, flags.FLAGS)
 
 
-def _main() -> None:
-    result = run(flags.FLAGS.config, _TOPOLOGY.value, _DEVICES.value, _STEPS.value)
-    if _JSON.value:
-        with open(_JSON.value, 'w') as file:
+def compile_all(values: flags.FlagValues) -> None:
+    """Do what the flags say."""
+    images = {'train_images': values.train_images, 'test_images': values.test_images}
+    result = run(values.config, values.topology, values.devices, values.steps, **images)
+    if values.json:
+        with open(values.json, 'w') as file:
             file.write(json.dumps(result, indent=2) + '\n')
 
 

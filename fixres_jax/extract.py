@@ -3,7 +3,6 @@
 `python -m fixres_jax.extract score DIR [DIR]` scores the softmax of one folder, or compares two of the same images.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -175,10 +174,10 @@ def _describe(directory: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return 0, or 2 for wrong input and 1 for damaged files."""
-    parser = argparse.ArgumentParser(prog='python -m fixres_jax.extract', description=__doc__.splitlines()[0])
+    parser = command.Parser(prog='python -m fixres_jax.extract', description=__doc__.splitlines()[0])
     parser.add_argument('command', choices=['score'])
     parser.add_argument('directories', nargs='+', metavar='DIR', help='written by --config.task=extract; one or two')
-    return command.run(_score, parser.parse_args(argv).directories)
+    return command.run(lambda: _score(parser.parse_args(argv).directories))
 
 
 def _score(directories: Sequence[str]) -> None:

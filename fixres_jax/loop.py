@@ -109,40 +109,55 @@ def fit(
 
     Raises:
       RunError: when the loss or its gradient is not finite, naming the step and the last good checkpoint.
-      Preempted: after a SIGTERM, with the state saved.
+      Preempted: after a SIGTERM or Ctrl-C, with the state saved.
     """
     first = int(now.step)
     writer = metrics.MetricsLog(directory, first) if processes.is_host0() else None
     progress = Progress(title, first, pace.num_steps, pace.batch_size)
     began = time.monotonic() - metrics.seconds_until(directory / 'metrics.jsonl', first)
     reader = _Reader(pace, writer, progress, schedule, began)
+    on_device = sharding.prefetch(batches, mesh)
+    step = saved = first
     try:
-        for step, (_, batch) in enumerate(sharding.prefetch(batches, mesh), start=first + 1):
-            now, scalars = step_fn(now, {'image': batch['image'], 'label': batch['label']}, key)
-            reader.add(step, scalars)
-            stop = preemption.requested(step) and step < pace.num_steps
-            save = stop or _saves(step, pace)
-            # Nothing is saved before its loss and its gradient are known to be finite.
-            bad_step = reader.read(leave=0 if save else 1)
-            if bad_step:
-                raise RunError(
-                    f'The loss or its gradient is not finite at step {bad_step} of {pace.num_steps} of phase {title}. '
-                    f'The last good checkpoint is {_last(checkpoints)}. Lower the learning rate or lengthen the '
-                    'warm-up, in another workdir.'
-                )
-            if save:
-                reader.flush(step)
-                checkpoints.save(now)
-            if stop:
-                checkpoints.wait()
-                raise preemption.Preempted(f'stopped at step {step} of {pace.num_steps} of phase {title}')
-        assert int(now.step) == pace.num_steps, 'the input pipeline ended early'
-        checkpoints.wait()
+        with preemption.stake(lambda: step > saved or checkpoints.saving):
+            while step < pace.num_steps:
+                batch = _read(on_device)
+                if batch is not None:
+                    now, scalars = step_fn(now, {'image': batch['image'], 'label': batch['label']}, key)
+                    step += 1
+                    reader.add(step, scalars)
+                stop = batch is None or (preemption.requested(step) and step < pace.num_steps)
+                save = step > saved and (stop or _saves(step, pace))
+                # Nothing is saved before its loss and its gradient are known to be finite.
+                bad_step = reader.read(leave=0 if save else 1)
+                if bad_step:
+                    raise RunError(
+                        f'The loss or its gradient is not finite at step {bad_step} of {pace.num_steps} of phase '
+                        f'{title}. The last good checkpoint is {_last(checkpoints)}. Lower the learning rate or '
+                        'lengthen the warm-up, in another workdir.'
+                    )
+                if save:
+                    reader.flush(step)
+                    checkpoints.save(now)
+                    saved = step
+                if stop:
+                    checkpoints.wait()
+                    raise preemption.Preempted(f'stopped at step {step} of {pace.num_steps} of phase {title}')
+            checkpoints.wait()
         return now
     finally:
         progress.close()
         if writer:
             writer.close()
+
+
+def _read(batches: Iterator[tuple[Any, Any]]) -> dict[str, jax.Array] | None:
+    """Return the next batch on the devices; None after the notice to stop, as it may never come."""
+    try:
+        with preemption.reading():
+            return next(batches)[1]
+    except preemption.Unread:
+        return None
 
 
 def _last(checkpoints: Checkpoints) -> str:

@@ -3,42 +3,62 @@
 The modules that import jax are imported late: processes that read images import this file too.
 """
 
-import errno
+import inspect
 import logging
 import os
+import re
+import runpy
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from fixres_jax.errors import RunError, UsageError, nearest
+from fixres_jax import command, preemption
+from fixres_jax.errors import UsageError, nearest
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/quickstart.py.')
-_DISTRIBUTED = flags.DEFINE_bool(
-    'distributed', False, 'One of several processes; TPU slices, Slurm, Open MPI and Kubernetes say which.'
-)
-_COORDINATOR = flags.DEFINE_string('coordinator_address', None, 'With --distributed elsewhere: HOST:PORT of process 0.')
-_NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'With --distributed elsewhere: how many there are.')
-_PROCESS_ID = flags.DEFINE_integer('process_id', None, 'With --distributed elsewhere: number of this one, from 0.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for checkpoints, metrics and the report; made if absent.')
+EXAMPLE = '--config configs/quickstart.py --workdir /tmp/quickstart'
+GET_CONFIG = 'a config file has a function get_config that returns a ConfigDict, as configs/quickstart.py does'
 
 
-def parse(argv: list[str], required: tuple[str, ...] = ('config', 'workdir')) -> list[str]:
+def define(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
+    """Define the flags of the program.
+
+    Args:
+      values: gets them.
+      argv: the command line that they will be read from; that of the process, if it is not given.
+    """
+    config_flags.DEFINE_config_file(
+        'config', None, 'Config file, such as configs/quickstart.py.', flag_values=values, sys_argv=argv
+    )
+    for make, name, default, about in (
+        (flags.DEFINE_string, 'workdir', None, 'Folder for checkpoints, metrics and the report; made if absent.'),
+        (flags.DEFINE_bool, 'distributed', False, 'One of several processes; TPU slices, Slurm and others say which.'),
+        (flags.DEFINE_string, 'coordinator_address', None, 'With --distributed elsewhere: HOST:PORT of process 0.'),
+        (flags.DEFINE_integer, 'num_processes', None, 'With --distributed elsewhere: how many there are.'),
+        (flags.DEFINE_integer, 'process_id', None, 'With --distributed elsewhere: number of this one, from 0.'),
+    ):
+        make(name, default, about, flag_values=values)
+
+
+define(flags.FLAGS)
+
+
+def parse(
+    argv: list[str], required: tuple[str, ...] = ('config', 'workdir'), values: flags.FlagValues = flags.FLAGS
+) -> list[str]:
     """Read the flags; a wrong one is one line and exit code 2."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = values(argv)
         for name in required:
-            if flags.FLAGS[name].value is None:
-                raise UsageError(
-                    f'--{name} is missing. Example: --config configs/quickstart.py --workdir /tmp/quickstart'
-                )
-        if 'config' in required:
-            _CONFIG.value.task  # noqa: B018 - a file that did not load says so only when it is used
+            if values[name].value is None and name not in _given(argv):
+                raise UsageError(f'--{name} is missing. Example: {EXAMPLE}')
+        if not isinstance(values['config'].value, ConfigDict):
+            raise TypeError  # A file that did not load is told from one that is wrong below.
         if rest[1:]:
             raise UsageError(f'{rest[1]!r} was not expected: options begin with --.')
         return rest
@@ -46,51 +66,92 @@ def parse(argv: list[str], required: tuple[str, ...] = ('config', 'workdir')) ->
         fail(_explain(argv, error), 2)
 
 
-def _explain(argv: list[str], error: Exception) -> str:
+def _given(argv: Sequence[str]) -> dict[str, str]:
+    """Return the options of a command line by name, with the last value of each."""
+    given = {}
+    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
+        if argument.startswith('-'):
+            name, equals, text = argument.lstrip('-').partition('=')
+            given[name] = text if equals else following
+    return given
+
+
+def _explain(argv: Sequence[str], error: Exception) -> str:
     """Turn what the flag parser raised into a line that names the nearest right thing."""
     if isinstance(error, UsageError):
         return str(error)
-    file = _config_argument(argv)
-    if file and not Path(file.partition(':')[0]).is_file():
-        return (
-            f'There is no config file {file.partition(":")[0]}.{nearest(file, map(str, Path("configs").glob("*.py")))}'
-        )
-    for line in _unknown_fields(argv, file):
+    config = None
+    if 'config' in _given(argv):
+        try:
+            config = _load(_given(argv)['config'])
+        except UsageError as wrong:
+            return str(wrong)
+    for line in _wrong_fields(argv, config, str(error)):
         return line
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[-1] if lines[0].endswith('parsing config file:') else lines[0]).removeprefix('ValueError: ')
+    return lines[0]
 
 
-def _config_argument(argv: list[str]) -> str:
-    """Return the value of the last --config on the command line, or ''."""
-    value = ''
-    for argument, following in zip(argv, [*argv[1:], ''], strict=True):
-        name, equals, text = argument.lstrip('-').partition('=')
-        if argument.startswith('-') and name == 'config':
-            value = text if equals else following
-    return value
+def _load(argument: str) -> ConfigDict:
+    """Return the config of a file, and of the variant after a colon.
 
-
-def _unknown_fields(argv: list[str], file: str) -> Iterator[str]:
-    """Yield a line for every --config.field that the config file does not have."""
+    Raises:
+      UsageError: for a file that is not there or is no config, naming it and what is wrong with it.
+    """
+    file, *variant = argument.split(':', 1)
+    if not Path(file).is_file():
+        raise UsageError(f'There is no config file {file!r}.{nearest(file, map(str, Path("configs").glob("*.py")))}')
     try:
-        # The parser of config_flags, as the file may take a variant after a colon.
-        config = config_flags.config_flags._ConfigFileParser('config').parse(file)
-    except Exception:  # It was this file that went wrong: its own error says more.
-        return
-    fields = _fields(config)
-    for argument in argv:
-        name = argument.lstrip('-').partition('=')[0]
-        if name.startswith('config.') and name.removeprefix('config.') not in fields:
-            name = name.removeprefix('config.')
+        get_config = runpy.run_path(file).get('get_config')
+    except Exception as error:
+        raise UsageError(f'{file} cannot be loaded: {_describe(error, file)}.') from error
+    if not callable(get_config):
+        raise UsageError(f'{file} has no get_config: {GET_CONFIG}.')
+    try:
+        inspect.signature(get_config).bind(*variant)
+    except TypeError:
+        takes = f'takes no variant: leave out :{variant[0]}' if variant else 'takes a variant: give it after a colon'
+        raise UsageError(f'{file} {takes}.') from None
+    try:
+        config = get_config(*variant)
+    except Exception as error:
+        told = isinstance(error, ValueError) and file in str(error)
+        raise UsageError(str(error) if told else f'{file} went wrong: {_describe(error, file)}.') from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f'get_config of {file} returned a {type(config).__name__}: {GET_CONFIG}.')
+    return config
+
+
+def _describe(error: Exception, file: str) -> str:
+    """Return an error's kind and text, and the line of the config file that it comes from."""
+    if isinstance(error, SyntaxError):
+        return f'SyntaxError in line {error.lineno}: {error.msg}'
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    text = ' '.join(str(error).split())
+    return f'{type(error).__name__}{f" in line {lines[-1]}" if lines else ""}: {text}'.rstrip(': ')
+
+
+def _wrong_fields(argv: Sequence[str], config: ConfigDict | None, error: str) -> Iterator[str]:
+    """Yield a line for every --config.field that the config does not have, or whose value it does not take."""
+    fields = _fields(config) if config is not None else {}
+    for option, text in _given(argv).items():
+        name = option.removeprefix('config.')
+        if config is None or not option.startswith('config.'):
+            continue
+        if name not in fields and not any(field.startswith(f'{name}.') for field in fields):
             yield f'The config has no field {name!r}.{nearest(name, fields)}'
+        elif name not in fields:
+            yield f'{name} is a section of the config: give a field of it, such as {next(iter(config[name]))}.'
+        elif re.search(rf'\b{re.escape(option)}\b', error):
+            kind = {int: 'a whole number', float: 'a number', bool: 'True or False'}.get(type(fields[name]), 'a value')
+            yield f'{name}={text}: expected {kind}, such as {fields[name]!r}.'
 
 
-def _fields(config, prefix: str = '') -> list[str]:
-    names = []
+def _fields(config: ConfigDict, prefix: str = '') -> dict[str, Any]:
+    found = {}
     for key, value in config.items():
-        names += _fields(value, f'{prefix}{key}.') if hasattr(value, 'items') else [f'{prefix}{key}']
-    return names
+        found |= _fields(value, f'{prefix}{key}.') if isinstance(value, ConfigDict) else {f'{prefix}{key}': value}
+    return found
 
 
 def fail(message: str, code: int) -> None:
@@ -108,46 +169,46 @@ def _show_log(host0: bool) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and jax tell a page for every checkpoint
 
 
-def _end(message: str, code: int) -> None:
-    """End this process with one line; of several, at once, for the others to notice, and not after a last meeting."""
-    import jax
-
-    if jax.process_count() > 1:
-        print(f'fixres_jax: {message}', file=sys.stderr, flush=True)
-        os._exit(code)
-    fail(message, code)
-
-
-def main(argv: list[str]) -> None:
-    """Run the config's task; the exit code is 2 for wrong input and 1 for a failure during the run."""
-    del argv
-    from fixres_jax import preemption, processes, recipe
-
+def run(values: flags.FlagValues) -> int:
+    """Run the config's task; return the exit code, 2 for wrong input and 1 for a failure during the run."""
     try:
-        if _DISTRIBUTED.value:
-            processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        elif _COORDINATOR.value or _NUM_PROCESSES.value or _PROCESS_ID.value:
-            raise UsageError('--coordinator_address, --num_processes and --process_id go with --distributed.')
-        _show_log(processes.is_host0())
-        preemption.watch()
-        recipe.run(_CONFIG.value, _WORKDIR.value)
-    except UsageError as error:
-        _end(str(error), 2)
-    except RunError as error:
-        _end(str(error), 1)
+        code = command.run(_task, values)
     except preemption.Preempted as error:
-        print(f'fixres_jax: told to stop; {error}. The same command goes on from there.', file=sys.stderr)
+        return preemption.finish(error)
     except Exception as error:
-        if getattr(error, 'errno', None) in _DISK:
-            _end(f'{error}. Make room or mend the disk; the same command goes on from the last checkpoint.', 1)
-        if not _DISTRIBUTED.value:
+        if not values.distributed:
             raise
         traceback.print_exc()
-        _end(
-            f'{type(error).__name__}. Most likely another process of the run has ended; its own output says why. Start '
-            'all of them again: they go on from the last checkpoint.',
-            1,
+        print(
+            f'fixres_jax: {type(error).__name__}. Most likely another process of the run has ended; its own output '
+            'says why. Start all of them again: they go on from the last checkpoint.',
+            file=sys.stderr,
         )
+        code = 1
+    import jax
+
+    if code and jax.process_count() > 1:
+        sys.stderr.flush()
+        os._exit(code)  # At once, for the others to notice, and not after a last meeting.
+    return code
+
+
+def _task(values: flags.FlagValues) -> None:
+    from fixres_jax import processes, recipe
+
+    if values.distributed:
+        processes.start(values.coordinator_address, values.num_processes, values.process_id)
+    elif values.coordinator_address or values.num_processes or values.process_id:
+        raise UsageError('--coordinator_address, --num_processes and --process_id go with --distributed.')
+    _show_log(processes.is_host0())
+    recipe.run(values.config, values.workdir)
+
+
+def main(argv: list[str]) -> int:
+    """Run from the command line; return the exit code."""
+    del argv
+    preemption.watch()
+    return run(flags.FLAGS)
 
 
 if __name__ == '__main__':

@@ -213,8 +213,7 @@ def _advance(count: int) -> None:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser('fixres_jax.prepare', description=__doc__.splitlines()[0])
-    parser.error = _refuse
+    parser = command.Parser('python -m fixres_jax.prepare', description=__doc__.splitlines()[0])
     parser.add_argument('source', help='folder with one folder per split, or tfds:NAME')
     parser.add_argument('out', help='folder to write to: one folder per split')
     parser.add_argument('--split', action='append', help='split to prepare, may be given several times; default: all')
@@ -250,10 +249,6 @@ def _check_apart(source: str, out: epath.Path) -> None:
             f'{out} lies in {source}, which is read: the shards would become a class of it. Give a folder outside, '
             f'such as {beside}.'
         )
-
-
-def _refuse(message: str) -> None:
-    raise UsageError(f'{message}. See python -m fixres_jax.prepare --help.')
 
 
 def main(argv: list[str]) -> None:

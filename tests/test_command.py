@@ -20,7 +20,7 @@ def fail(error):
 @pytest.mark.parametrize('error, code, line', [
     (UsageError('wrong.'), 2, 'wrong.'),
     (RunError('broken.'), 1, 'broken.'),
-    (KeyboardInterrupt(), 1, 'interrupted.'),
+    (KeyboardInterrupt(), 130, 'interrupted.'),
 ])  # fmt: skip
 def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys):
     assert command.run(fail, error) == code

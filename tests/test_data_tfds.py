@@ -62,6 +62,14 @@ def test_records_keep_their_bytes_and_no_tensorflow_is_needed(tiny_folder):
     assert 'tensorflow' not in sys.modules
 
 
+def test_holding_out_reads_no_record(monkeypatch):
+    source = sources.create('tfds:tiny_animals', 'train')
+    monkeypatch.setattr(type(source), '__getitem__', None)
+    rest, held = sources.hold_out(source, 0.25, seed=0)
+    assert len(rest) + len(held) == 48 and len(held) > 0
+    assert sources.fingerprint(held) != sources.fingerprint(rest)
+
+
 def test_batches_in_a_worker_process():
     source = sources.create('tfds:tiny_animals', 'train')
     test = {16: transforms.make_test(16)}

@@ -8,6 +8,7 @@ threads or resumes.
 import dataclasses
 import functools
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -274,8 +275,14 @@ def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int,
             flags.FLAGS.mark_as_parsed()  # grain reads its debug flags when it starts a worker
         # When a run stops early, Python's tracker removes the batches left in shared memory, and would report each.
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
-        data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers)))
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers))
+        data = data.mp_prefetch(options, worker_init_fn=_leave_interrupts)
     return _join(data, num_chunks, stop - start)
+
+
+def _leave_interrupts(worker: int, num_workers: int) -> None:
+    """Let Ctrl-C, which a terminal sends to reader processes too, be the concern of the process that they read for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterator[Batch]:

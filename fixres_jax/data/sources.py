@@ -140,9 +140,9 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset
 
     A record is held out when a hash of the seed and of its name (see `digests`), read as a number from 0 to 1, is below
     the fraction. So a file that comes or goes moves no other from one part to the other, and nothing that was trained
-    on with the same seed and fraction is held out later. The price: each class gives its share on average only, n *
-    fraction with a standard deviation of sqrt(n * fraction * (1 - fraction)) records. Exact shares would move records
-    whenever a class grows. A source of which no record is below the fraction gives its lowest one.
+    on with the same seed and fraction is held out later. The price: each class gives its share on average only,
+    n * fraction with a standard deviation of sqrt(n * fraction * (1 - fraction)) records. Exact shares would move
+    records whenever a class grows. A source of which no record is below the fraction gives its lowest one.
 
     Args:
       source: any source.
@@ -174,7 +174,7 @@ def hold_out_listed(source: Source, path: epath.PathLike) -> tuple[Subset, Subse
     Raises:
       UsageError: for a name that is not in the source, or there more than once.
     """
-    path = epath.Path(path)
+    path = files.reachable(path)
     if not path.exists():
         raise UsageError(f'There is no file {str(path)!r} that lists images.')
     places: dict[str, list[int]] = {}
