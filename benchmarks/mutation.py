@@ -8,8 +8,8 @@ Run it in a copy: the files are changed where they stand, one mutant at a time. 
 finished one prints its table and the survivors again.
 
 Of cosmic-ray's operators those that swap an operator for its usual opposite are taken, and of the mutants those that
-parse and differ by more than annotations. Tests start in a fork of a process that has imported the libraries, and the
-first test that fails ends them.
+parse and differ by more than annotations or the marks `*` and `/` among arguments. Tests start in a fork of a process
+that has imported the libraries, and the first test that fails ends them.
 """
 
 import argparse
@@ -59,7 +59,9 @@ ENVIRONMENT = {
 
 
 def shape(code):
-    """Return what a program does as text: its syntax tree without annotations; None if it does not parse."""
+    """Return what a program does as text: its syntax tree, without annotations and without the marks `*` and `/` among
+    the arguments of functions, which cosmic-ray takes for operators; None if it does not parse.
+    """
     try:
         tree = ast.parse(code)
     except SyntaxError:
@@ -68,6 +70,10 @@ def shape(code):
         for field in ('annotation', 'returns'):
             if getattr(node, field, None) is not None:
                 setattr(node, field, ast.Constant(None))
+        if isinstance(node, ast.arguments):
+            node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+            node.defaults = [value for value in (*node.defaults, *node.kw_defaults) if value]
+            node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
     return ast.dump(tree)
 
 

@@ -221,6 +221,64 @@ def test_lbfgs_reaches_the_minimum_that_scipy_finds(mesh):
     np.testing.assert_allclose(np.r_[np.ravel(head['kernel']), head['bias']], expected.x, atol=2e-3)
 
 
+@pytest.mark.parametrize('count', [0, 1, 3])
+def test_lbfgs_takes_as_many_iterations_as_it_may(mesh, count):
+    _, _, data = random_embeddings(mesh)
+    start = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    head, info = classifier.fit_lbfgs(data, start, 1e-3, max_iterations=count, tolerance=0.0)
+    assert info['iterations'] == count
+    value, gradient = classifier.objective(data, head, 1e-3)
+    assert info['objective'] == pytest.approx(float(value), rel=1e-6)
+    assert info['gradient_norm'] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
+    assert (head is start) == (count == 0)
+
+
+def test_lbfgs_shortens_steps_that_go_too_far(mesh):
+    """Along large embeddings a step of length one rises: every step that is taken falls nevertheless."""
+    values, label, data = random_embeddings(mesh)
+    data = dataclasses.replace(data, values=30 * data.values)
+    head = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    _, gradient = classifier.objective(data, head)
+    scale = 1 / optax.tree.norm(gradient)
+    whole = jax.tree.map(lambda x, g: x - scale * g, head, gradient)
+    assert classifier.objective(data, whole)[0] > classifier.objective(data, head)[0]
+    fits = [classifier.fit_lbfgs(data, head, 0.0, max_iterations=count)[1] for count in range(9)]
+    assert [info['iterations'] for info in fits] == list(range(9))
+    assert (np.diff([info['objective'] for info in fits]) < 0).all()
+
+
+def test_lbfgs_goes_downhill(mesh):
+    _, _, data = random_embeddings(mesh)
+    head = {'kernel': jnp.ones((6, 3)), 'bias': jnp.zeros(3)}
+    value, gradient = classifier.objective(data, head, 1e-3)
+    direction, slope, _ = classifier._direction(gradient, classifier._LBFGS.init(head), head)
+    moved, _ = classifier.objective(data, classifier._move(head, direction, 1e-3), 1e-3)
+    assert float(slope) == pytest.approx(float(moved - value) / 1e-3, rel=0.02) and slope < 0
+
+
+@pytest.mark.parametrize(
+    ('new_value', 'new_slope', 'accepted'),
+    [
+        # From 3 along a slope of -4, a step of one half: the fall that is asked for is 0.1 * 0.5 * 4 = 0.2.
+        (2.79, 9.0, True),
+        (2.81, 9.0, False),
+        (2.81, -9.0, True),  # short of that, the slope tells: at most 0.8 * 4 upwards
+        (2.81, 3.1, True),
+        (2.81, 3.3, False),
+        (3 + 2e-6, 0.0, True),  # a rise within the precision of the value, 3e-6
+        (3 + 4e-6, 0.0, False),
+        (3.5, 0.0, False),
+        (2.999, -0.1, True),
+    ],
+)
+def test_a_step_is_taken_when_it_falls_enough_or_ends_on_level_ground(new_value, new_slope, accepted):
+    direction = {'kernel': jnp.array([[2.0]]), 'bias': jnp.array([0.0])}  # the step goes against it
+    gradient = {'kernel': jnp.array([[-new_slope / 2]]), 'bias': jnp.array([3.0])}
+    found, norm = classifier._judge(3.0, jnp.float32(new_value), -4.0, gradient, direction, 0.5)
+    assert bool(found) == accepted
+    assert float(norm) == pytest.approx(np.hypot(new_slope / 2, 3))
+
+
 def test_closed_form_gradient_is_autodiffs(mesh):
     values, label, data = random_embeddings(mesh)
     rng = np.random.default_rng(0)
