@@ -131,12 +131,13 @@ def test_statistics_are_the_population_values_of_the_layers_input(network, sourc
     np.testing.assert_allclose(found[f'{LAYER}/var'], x.var((0, 1, 2)), rtol=2e-4)
 
 
-def test_statistics_leave_out_the_ragged_end(network, source, mesh):
-    """Of 48 images in batches of 20, the first 40."""
+@pytest.mark.parametrize(('count', 'seen'), [(48, 40), (1, 1)])
+def test_statistics_leave_out_the_ragged_end(network, source, mesh, count, seen):
+    """Of 48 images in batches of 20, the first 40; of a single image, that one."""
     model, variables = network
-    transform = {RESOLUTION: transforms.make_test(RESOLUTION)}
-    found = adapt.measure_statistics(model, variables, source, transform, batch_norm=LAYER, batch_size=20, mesh=mesh)
-    images, one_layer = pixels(source)[0][:40], models.Mode(LAYER, population=True)
+    transform, images = {RESOLUTION: transforms.make_test(RESOLUTION)}, sources.subset(source, range(count))
+    found = adapt.measure_statistics(model, variables, images, transform, batch_norm=LAYER, batch_size=20, mesh=mesh)
+    images, one_layer = np.repeat(pixels(source)[0][:seen], 2, axis=0), models.Mode(LAYER, population=True)
     _, expected = apply(model.clone(bn_group_size=None), variables, images, one_layer)
     for name, value in found[RESOLUTION].items():
         np.testing.assert_allclose(value, trees.flatten(expected['batch_stats'])[name], rtol=1e-3, atol=1e-4)
@@ -204,6 +205,11 @@ def test_without_held_out_images_one_weight_decay_is_taken_as_it_is(network, sou
     assert record['passes'] == 2 and 'before' not in record
     assert 'nothing was chosen' in adapt.describe(record)
     assert not np.array_equal(adapted['params']['fc']['kernel'], network[1]['params']['fc']['kernel'])
+
+
+def test_an_image_of_each_class_is_enough(network, source, held_out, mesh, tmp_path):
+    _, record = run(network, sources.subset(source, [0, 12, 24, 36]), held_out, mesh, tmp_path)
+    assert record['images'] == record['statistics_images'] == 4
 
 
 def test_held_out_scores_are_those_of_the_networks(network, held_out, adapted):
@@ -445,6 +451,7 @@ def test_the_path_of_weight_decays_goes_on_while_less_may_help(mesh):
         ([1.0, 3.0, 2.0], False),
         ([3.0, 1.0, 2.0, 3.0], True),
         ([1.0, 2.0, 2.0], False),
+        ([1.0, 1.0, 2.0], False),
     ],
 )
 def test_two_rises_in_a_row(losses, risen):

@@ -108,6 +108,9 @@ def test_a_fingerprint_is_of_names_and_classes_not_of_their_order(tiny_folder):
     assert mark == sources.fingerprint(sources.subset(source, np.arange(48)[::-1]))
     assert mark == sources.fingerprint(sources.some_classes(source, ['dog', 'cat', 'ant', 'bee']))
     assert mark != sources.fingerprint(sources.subset(source, np.arange(47)))
+    assert len(mark) == 32
+    with pytest.raises(ValueError, match='read-only'):  # the next who asks gets the same array
+        sources.digests(source)[0] = 0
     assert len(np.unique(sources.digests(names(3, name='{1}.JPEG')))) == 30  # equal file names, other classes
 
 
@@ -178,6 +181,11 @@ def test_bad_fractions_and_indices_are_refused(tiny_folder, tmp_path):
             sources.subset(source, indices)
     with pytest.raises(UsageError, match="no split 'train'; it has none"):
         sources.create(str(tmp_path), 'train')
+    for place in ('', str(tmp_path / 'nowhere')):
+        with pytest.raises(UsageError, match=f"There is no folder '{place}'"):
+            sources.create(place, 'train')
+    with pytest.raises(UsageError, match='is given twice'):
+        sources.some_classes(source, ['dog', 'ant', 'dog'])
 
 
 def test_subset_of_a_subset(tiny_folder):
@@ -231,6 +239,7 @@ def test_few_shot_by_number_and_by_fraction(tiny_folder):
     assert set(few.indices) < set(more.indices)
     assert np.bincount(sources.few_shot(source, 0.25, seed=1).labels).tolist() == [3] * 4
     assert np.bincount(sources.few_shot(source, 0.01, seed=1).labels).tolist() == [1] * 4
+    assert len(sources.few_shot(source, 12, seed=1)) == 48
     assert few.indices.tolist() != sources.few_shot(source, 2, seed=2).indices.tolist()
     for amount in (13, 0, -1):
         with pytest.raises(UsageError, match="class 'ant' has 12"):
