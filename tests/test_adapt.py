@@ -207,9 +207,24 @@ def test_without_held_out_images_one_weight_decay_is_taken_as_it_is(network, sou
     assert not np.array_equal(adapted['params']['fc']['kernel'], network[1]['params']['fc']['kernel'])
 
 
-def test_an_image_of_each_class_is_enough(network, source, held_out, mesh, tmp_path):
-    _, record = run(network, sources.subset(source, [0, 12, 24, 36]), held_out, mesh, tmp_path)
-    assert record['images'] == record['statistics_images'] == 4
+def test_copies_are_whole_batches_of_all_images(source, mesh):
+    augment = transforms.make_finetune(RESOLUTION, augmentation='v2')
+    common = {'seed': 0, 'batch_size': 20, 'mesh': mesh, 'reading': {}}
+    found = adapt._copies(source, augment, 2, **common)
+    batches = list(found['copies'])
+    assert found['num_copies'] == len(batches) == 5
+    assert np.bincount(np.concatenate([batch['index'] for batch in batches])[:96]).tolist() == [2] * 48
+    assert adapt._copies(source, augment, 0, **common) == {}
+
+
+def test_an_image_of_each_class_is_enough_and_so_are_two_classes(network, source, held_out, mesh, tmp_path):
+    """Statistics of two layers are two passes."""
+    how = dataclasses.replace(HOW, batch_norm='layer4/1/bn(1|2)')
+    for images in ([0, 12, 24, 36], [0, 1, 2, 47]):
+        _, record = run(network, sources.subset(source, images), held_out, mesh, tmp_path, how)
+        assert record['images'] == record['statistics_images'] == 4
+        assert record['batch_norm'] == ['layer4/1/bn1', 'layer4/1/bn2']
+        assert record['images_seen'] == 4 * 2 + 4 + 24
 
 
 def test_held_out_scores_are_those_of_the_networks(network, held_out, adapted):
