@@ -124,7 +124,7 @@ def draw(name, purpose, seed):
     return ((x ^ (x >> 31)) >> 11) / 2**53
 
 
-def test_the_draws_are_those_of_every_version_and_machine(tiny_folder):
+def test_the_draws_are_those_of_every_version_and_machine(tiny_folder, tmp_path):
     """Or an update of the program would hold out images that it has trained on."""
     assert draw('ant/ant/train_00.jpg', 'hold_out', 0) == 0.4871621889772584
     source = sources.create(str(tiny_folder), 'train')
@@ -137,6 +137,9 @@ def test_the_draws_are_those_of_every_version_and_machine(tiny_folder):
         ]
         np.testing.assert_array_equal(found, expected)
     assert sources.digests(names(0)).shape == (0,)
+    (tmp_path / 'ant').mkdir()
+    shutil.copy(tiny_folder / 'train' / 'ant' / 'train_00.jpg', tmp_path / 'ant')
+    assert sources._draws(sources.create(str(tmp_path), ''), 'hold_out', 0).tolist() == [0.4871621889772584]
 
 
 def test_parts_of_a_training_split_are_those_that_the_config_asks_for(tiny_folder, tmp_path):
