@@ -174,12 +174,12 @@ def test_the_sweep_fits_no_classifier_to_the_held_out_images(recipe):
 
 
 def points(**curves):
-    """Return a sweep's result of networks and their {resolution: (top1, loss)}."""
+    """Return a sweep's result of networks and their {resolution: (top1, loss)}, in the order of a sweep."""
     return {
         'points': [
-            {'network': network, 'resolution': size, 'top1': top1, 'loss': loss}
+            {'network': network, 'resolution': size, 'top1': curve[size][0], 'loss': curve[size][1]}
+            for size in curves['before']
             for network, curve in curves.items()
-            for size, (top1, loss) in curve.items()
         ]
     }
 
