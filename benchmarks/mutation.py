@@ -5,7 +5,7 @@
     python benchmarks/mutation.py --session /tmp/mutants.sqlite --each 80
 
 Run it in a copy: the files are changed where they stand, one mutant at a time. A session that was stopped goes on; a
-finished one prints its table and the survivors again.
+finished one prints its table and the survivors again, and with --again it tests the survivors anew.
 
 Of cosmic-ray's operators those that swap an operator for its usual opposite are taken, and of the mutants those that
 parse and differ by more than annotations or the marks `*` and `/` among arguments. Tests start in a fork of a process
@@ -41,7 +41,7 @@ MODULES = {
         ('sweep_phase', '_adapted_sweep', 'some', '_changed', '_adapted_in_sweep', 'choose_resolution', '_adapt'),
         [['tests/test_phases.py']],
     ),
-    'fixres_jax/data/sources.py': (None, [['tests/test_data_sources.py']]),
+    'fixres_jax/data/sources.py': (None, [['tests/test_data_sources.py'], ['tests/test_data_tfds.py']]),
 }
 OPERATORS = re.compile(
     'core/(NumberReplacer|AddNot|Replace(True|False|And|Or|Break|Continue)With.*|RemoveDecorator|ExceptionReplacer|'
@@ -180,6 +180,7 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='of the draw')
     parser.add_argument('--timeout', type=float, default=120, help='seconds for the tests of a mutant')
     parser.add_argument('--only', default='', help='part of a module name')
+    parser.add_argument('--again', action='store_true', help='test the survivors again, after a change of the tests')
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ.update(ENVIRONMENT)
@@ -191,7 +192,9 @@ def main():
             choose(db, arguments.each, arguments.seed)
         import grain, jax.numpy, numba, optax, orbax.checkpoint, pytest, scipy.optimize, scipy.stats, tensorboardX  # noqa
 
-        pending = [item for item in db.pending_work_items if arguments.only in str(item.mutations[0].module_path)]
+        done = {job for job, result in db.results if result.test_outcome != TestOutcome.SURVIVED or not arguments.again}
+        pending = [item for item in db.work_items if item.job_id not in done]
+        pending = [item for item in pending if arguments.only in str(item.mutations[0].module_path)]
         for name in {str(item.mutations[0].module_path) for item in pending}:
             began = time.monotonic()
             outcome, said = test(name, 600)

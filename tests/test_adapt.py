@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,29 @@ def test_statistics_are_the_population_values_of_the_layers_input(network, sourc
     np.testing.assert_allclose(found[f'{LAYER}/var'], x.var((0, 1, 2)), rtol=2e-4)
 
 
+@pytest.mark.parametrize(('count', 'seen'), [(48, 40), (1, 1)])
+def test_statistics_leave_out_the_ragged_end(network, source, mesh, count, seen):
+    """Of 48 images in batches of 20, the first 40; of a single image, that one."""
+    model, variables = network
+    transform, images = {RESOLUTION: transforms.make_test(RESOLUTION)}, sources.subset(source, range(count))
+    found = adapt.measure_statistics(model, variables, images, transform, batch_norm=LAYER, batch_size=20, mesh=mesh)
+    images, one_layer = np.repeat(pixels(source)[0][:seen], 2, axis=0), models.Mode(LAYER, population=True)
+    _, expected = apply(model.clone(bn_group_size=None), variables, images, one_layer)
+    for name, value in found[RESOLUTION].items():
+        np.testing.assert_allclose(value, trees.flatten(expected['batch_stats'])[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ('images', 'most', 'size'), [(48, 1000, 48), (3000, 10_000, 256), (4800, 10_000, 300), (4800, 100, 100)]
+)
+def test_statistics_are_measured_on_a_sixteenth_but_on_256_images_where_there_are_so_many(source, images, most, size):
+    whole = sources.subset(source, np.arange(images) % len(source))
+    picked = adapt.sample(whole, most, seed=0).indices
+    assert len(picked) == size and (np.diff(picked) > 0).all() and picked[-1] < images
+    np.testing.assert_array_equal(adapt.sample(whole, most, seed=0).indices, picked)
+    assert size == images or not np.array_equal(adapt.sample(whole, most, seed=1).indices, picked)
+
+
 def test_layers_are_measured_in_the_networks_order(network, source, mesh):
     """With the new statistics of every layer, a forward pass normalizes each to zero mean and unit variance."""
     model, variables = network
@@ -157,8 +181,50 @@ def test_only_the_classifier_and_the_named_statistics_change(network, adapted):
     assert changed == {
         'params/fc/kernel', 'params/fc/bias', f'batch_stats/{LAYER}/mean', f'batch_stats/{LAYER}/var'
     }  # fmt: skip
-    assert record['passes'] == (48 + 48 + 24) / 48
+    assert record['passes'] == (48 + 48 + 24) / 48 and record['images_seen'] == 48 + 48 + 24
+    assert (record['images'], record['statistics_images'], record['cache']) == (48, 48, 'devices')
+    assert record['batch_norm'] == [LAYER]
     assert record['after']['top1'] >= record['before']['top1']
+
+
+def test_mirror_images_and_copies_are_counted_and_so_are_seconds(network, source, held_out, mesh, tmp_path):
+    """Two copies of 48 images in batches of 20 are five batches."""
+    began = time.monotonic()
+    how = dataclasses.replace(HOW, flip=True, copies=2)
+    augment = transforms.make_finetune(RESOLUTION, augmentation='v2')
+    _, record = run(network, source, held_out, mesh, tmp_path, how, augment=augment, batch_size=20)
+    assert record['images_seen'] == 48 + (2 * 48 + 5 * 20) + 24
+    assert record['part_seconds'].keys() == {'statistics', 'embeddings', 'classifier'}
+    assert min(record['part_seconds'].values()) >= 0
+    assert sum(record['part_seconds'].values()) <= time.monotonic() - began
+
+
+def test_without_held_out_images_one_weight_decay_is_taken_as_it_is(network, source, mesh, tmp_path):
+    adapted, record = run(network, source, None, mesh, tmp_path, dataclasses.replace(HOW, weight_decays=(1e-3,)))
+    assert (record['chosen'], record['kept_old'], record['chosen_on']) == (1e-3, False, None)
+    assert record['passes'] == 2 and 'before' not in record
+    assert 'nothing was chosen' in adapt.describe(record)
+    assert not np.array_equal(adapted['params']['fc']['kernel'], network[1]['params']['fc']['kernel'])
+
+
+def test_copies_are_whole_batches_of_all_images(source, mesh):
+    augment = transforms.make_finetune(RESOLUTION, augmentation='v2')
+    common = {'seed': 0, 'batch_size': 20, 'mesh': mesh, 'reading': {}}
+    found = adapt._copies(source, augment, 2, **common)
+    batches = list(found['copies'])
+    assert found['num_copies'] == len(batches) == 5
+    assert np.bincount(np.concatenate([batch['index'] for batch in batches])[:96]).tolist() == [2] * 48
+    assert adapt._copies(source, augment, 0, **common) == {}
+
+
+def test_an_image_of_each_class_is_enough_and_so_are_two_classes(network, source, held_out, mesh, tmp_path):
+    """Statistics of two layers are two passes."""
+    how = dataclasses.replace(HOW, batch_norm='layer4/1/bn(1|2)')
+    for images in ([0, 12, 24, 36], [0, 1, 2, 47]):
+        _, record = run(network, sources.subset(source, images), held_out, mesh, tmp_path, how)
+        assert record['images'] == record['statistics_images'] == 4
+        assert record['batch_norm'] == ['layer4/1/bn1', 'layer4/1/bn2']
+        assert record['images_seen'] == 4 * 2 + 4 + 24
 
 
 def test_held_out_scores_are_those_of_the_networks(network, held_out, adapted):
@@ -351,6 +417,26 @@ def test_sgd_smooths_labels_as_the_config_says(mesh, share):
     }  # fmt: skip
 
 
+def test_images_that_the_trunk_has_seen_choose_nothing(mesh):
+    """The new classifier is taken though the old one is better; both are scored."""
+    values, label, data = random_embeddings(mesh)
+    start = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    old, _ = classifier.fit_lbfgs(data, start, 0.0, max_iterations=100)
+    sgd = dataclasses.replace(SGD, lr=0.1, momentum=0.0, weight_decay=5.0)  # away from the minimum
+    how = dataclasses.replace(HOW, solver='sgd', optimization=sgd, unseen=False)
+    head, record = adapt.fit(data, data, data, old, how, seed=0)
+    assert head is not old and not record['kept_old'] and record['chosen_on'] is None
+    assert record['chosen'] == sgd.weight_decay and record['after'] == record['candidates'][0]
+    assert record['before'] == record['candidates'][1] == {'weight_decay': None} | classifier.score(data, old)
+    assert record['after']['loss'] == pytest.approx(float(classifier.objective(data, head)[0]), rel=1e-5)
+    assert record['after']['loss'] > record['before']['loss'] and record['after']['count'] == 90
+    assert adapt.fit(data, data, data, old, dataclasses.replace(how, unseen=True), seed=0)[0] is old
+    head, record = adapt.fit(data, None, None, start, HOW, seed=0)  # of several weight decays, the largest
+    expected, _ = classifier.fit_lbfgs(data, start, 1e-1, max_iterations=HOW.max_iterations)
+    assert record['chosen'] == 1e-1
+    jax.tree.map(np.testing.assert_array_equal, head, expected)
+
+
 def path_of_weight_decays(mesh, signal):
     """Return the weight decays that L-BFGS tried, the held-out losses there, and the record."""
     how = dataclasses.replace(HOW, weight_decays=(0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), max_iterations=200)
@@ -382,6 +468,7 @@ def test_the_path_of_weight_decays_goes_on_while_less_may_help(mesh):
         ([1.0, 3.0, 2.0], False),
         ([3.0, 1.0, 2.0, 3.0], True),
         ([1.0, 2.0, 2.0], False),
+        ([1.0, 1.0, 2.0], False),
     ],
 )
 def test_two_rises_in_a_row(losses, risen):
@@ -453,6 +540,7 @@ def test_bad_input_is_one_clear_line(network, source, held_out, mesh, tmp_path):
         (HOW, sources.subset(source, range(8)), held_out, 'All training images are of one class'),
         (dataclasses.replace(HOW, unseen=False), source, held_out, 'there are none: use adapt.solver=sgd'),
         (HOW, source, None, 'there are none: use adapt.solver=sgd'),
+        (dataclasses.replace(HOW, weight_decays=(0.0, 1e-3)), source, None, 'there are none: use adapt.solver=sgd'),
     ]
     for how, images, checks, message in cases:
         with pytest.raises(UsageError, match=message):

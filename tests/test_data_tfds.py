@@ -1,3 +1,4 @@
+import hashlib
 import sys
 
 import numpy as np
@@ -111,3 +112,13 @@ def test_label_outside_the_classes_is_named():
     source.class_names = source.class_names[:2]
     with pytest.raises(RunError, match=r'train\[\d+\] has label \d, but there are 2 classes'):
         [source[index] for index in range(len(source))]
+
+
+def test_the_hash_of_a_record_is_of_its_name_alone():
+    for split in ('train', 'train[:1]'):
+        source = sources.create('tfds:tiny_animals', split)
+        expected = [
+            int.from_bytes(hashlib.blake2b(source.name(index).encode(), digest_size=8).digest(), 'little')
+            for index in range(len(source))
+        ]
+        assert sources.digests(source).tolist() == expected

@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from configs import base
-from fixres_jax import phases, plan
+from fixres_jax import phases, plan, trees
 
 
 class Watched:
@@ -82,6 +82,7 @@ def test_each_phase_reads_the_images_that_it_may(recipe, sweep):
         'train_source': names(run.train_source), 'held_out': names(run.held_out), 'test_source': set()
     }  # fmt: skip
     results = {'train': {}, 'sweep': result}
+    read_by(run)
     phases.adapt_phase(run, results)
     assert not read_by(run)['test_source']
     phases.evaluate_phase(run, results)
@@ -102,6 +103,65 @@ def test_the_sweep_chooses_by_what_follows_adaptation(recipe, sweep):
         assert after[int(size)]['top1'] == record['after']['top1'] >= record['before']['top1']
 
 
+def test_what_the_sweep_keeps_are_the_networks_that_it_scored(recipe, sweep):
+    run, (result, _) = recipe[0], sweep
+    before = phases._load(run, 'train')
+    own = phases._adapted_in_sweep(run, run.workdir, before)
+    assert own.keys() == {32, 48, 56}
+    scores = {(p['network'], p['resolution']): p['top1'] for p in result['points']}
+    for size, variables in own.items():
+        found = phases._evaluate(run, {'before': before, 'after': variables}, run.held_out, (size,), 'check')
+        for point in found['points']:
+            assert point['top1'] == pytest.approx(scores[point['network'], size])
+        new, old = trees.flatten(variables), trees.flatten(before)
+        changed = {name for name in old if not np.array_equal(new[name], old[name])}
+        layer = 'batch_stats/layer4/1/bn2'
+        assert changed in (set(), {f'{layer}/mean', f'{layer}/var', 'params/fc/kernel', 'params/fc/bias'})
+    assert result['images_seen'] == sum(record['images_seen'] for record in result['adaptations'].values())
+
+
+def test_the_sweep_takes_no_more_images_than_it_may(recipe):
+    run = recipe[0]
+    count = len(run.train_source)
+    assert phases.some(dataclasses.replace(run, sweep_images=count), run.train_source) is run.train_source
+    few = dataclasses.replace(run, sweep_images=count - 1)
+    picked = [phases.some(dataclasses.replace(few, seed=seed), run.train_source).indices for seed in (0, 0, 1)]
+    assert [len(indices) for indices in picked] == [count - 1] * 3
+    assert all((np.diff(indices) > 0).all() and indices[-1] < count for indices in picked)
+    np.testing.assert_array_equal(picked[0], picked[1])
+    assert not np.array_equal(picked[0], picked[2])
+
+
+def test_a_resolution_that_is_given_is_taken_and_reads_nothing(recipe):
+    run = dataclasses.replace(recipe[0], test_resolution=72)
+    read_by(run)  # what the tests before this one have read
+    assert phases.sweep_phase(run, {}) == {'test_resolution': 72, 'chosen_on': 'given'}
+    assert not any(read_by(run).values())
+
+
+def test_a_recipe_that_fine_tunes_chooses_by_the_network_as_it_is(recipe, sweep):
+    run = dataclasses.replace(recipe[0], adaptation='finetune')
+    read_by(run)
+    result = phases.sweep_phase(run, {})
+    before = {p['resolution']: p['top1'] for p in sweep[0]['points'] if p['network'] == 'before'}
+    assert {p['resolution']: p['top1'] for p in result['points']} == pytest.approx(before)
+    assert result['test_resolution'] == max((48, 56), key=lambda size: before[size]) or before[48] == before[56]
+    read = read_by(run)
+    assert read['held_out'] == names(run.held_out) and not read['train_source'] | read['test_source']
+    unseen = {True: 'held-out training images', False: 'training images that the trunk may have seen'}
+    assert result['chosen_on'] == unseen[run.adapting.unseen] == sweep[0]['chosen_on'] == unseen[True]
+    seen = dataclasses.replace(run, adapting=dataclasses.replace(run.adapting, unseen=False))
+    assert phases.sweep_phase(seen, {})['chosen_on'] == unseen[False]
+
+
+def test_the_sweep_makes_no_copies_and_the_adaptation_those_of_the_config(recipe, sweep):
+    run = dataclasses.replace(recipe[0], adapting=dataclasses.replace(recipe[0].adapting, copies=2))
+    assert phases._adapted_sweep(run)['images_seen'] == sweep[0]['images_seen']
+    record = phases.adapt_phase(run, {'train': {}, 'sweep': {'test_resolution': 48}})
+    batches = -(-2 * len(run.train_source) // 16)
+    assert record['images_seen'] == sweep[0]['adaptations']['48']['images_seen'] + 16 * batches
+
+
 def test_the_sweep_fits_no_classifier_to_the_held_out_images(recipe):
     """Held-out images under wrong labels: a classifier fitted to those would get them right."""
     run, _ = recipe
@@ -114,12 +174,12 @@ def test_the_sweep_fits_no_classifier_to_the_held_out_images(recipe):
 
 
 def points(**curves):
-    """Return a sweep's result of networks and their {resolution: (top1, loss)}."""
+    """Return a sweep's result of networks and their {resolution: (top1, loss)}, in the order of a sweep."""
     return {
         'points': [
-            {'network': network, 'resolution': size, 'top1': top1, 'loss': loss}
+            {'network': network, 'resolution': size, 'top1': curve[size][0], 'loss': curve[size][1]}
+            for size in curves['before']
             for network, curve in curves.items()
-            for size, (top1, loss) in curve.items()
         ]
     }
 
