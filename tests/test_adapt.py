@@ -308,6 +308,15 @@ def test_lbfgs_shortens_steps_that_go_too_far(mesh):
     scale = 1 / optax.tree.norm(gradient)
     whole = jax.tree.map(lambda x, g: x - scale * g, head, gradient)
     assert classifier.objective(data, whole)[0] > classifier.objective(data, head)[0]
+    # The first step is the longest of 1, 1/2, 1/4, ... that falls by a tenth of what the slope promises.
+    first = classifier.fit_lbfgs(data, head, 0.0, max_iterations=1)[0]
+    direction, slope, _ = classifier._direction(gradient, classifier._LBFGS.init(head), head)
+    start = float(classifier.objective(data, head)[0])
+    steps = [0.5**halvings for halvings in range(20)]
+    moved = [classifier._move(head, direction, step) for step in steps]
+    falls = [float(classifier.objective(data, new)[0]) - start for new in moved]
+    taken = next(number for number, step in enumerate(steps) if falls[number] <= 0.1 * step * float(slope))
+    jax.tree.map(np.testing.assert_array_equal, first, moved[taken])
     fits = [classifier.fit_lbfgs(data, head, 0.0, max_iterations=count)[1] for count in range(9)]
     assert [info['iterations'] for info in fits] == list(range(9))
     assert (np.diff([info['objective'] for info in fits]) < 0).all()
