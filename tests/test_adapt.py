@@ -297,6 +297,7 @@ def test_lbfgs_takes_as_many_iterations_as_it_may(mesh, count):
     assert info['objective'] == pytest.approx(float(value), rel=1e-6)
     assert info['gradient_norm'] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
     assert (head is start) == (count == 0)
+    assert classifier.fit_lbfgs(data, start, 1e-1, max_iterations=1000)[1]['iterations'] < 100
 
 
 def test_lbfgs_shortens_steps_that_go_too_far(mesh):
@@ -439,6 +440,8 @@ def test_images_that_the_trunk_has_seen_choose_nothing(mesh):
     assert record['before'] == record['candidates'][1] == {'weight_decay': None} | classifier.score(data, old)
     assert record['after']['loss'] == pytest.approx(float(classifier.objective(data, head)[0]), rel=1e-5)
     assert record['after']['loss'] > record['before']['loss'] and record['after']['count'] == 90
+    right = np.argmax(classifier.logits(old, values), -1) == label
+    assert record['before']['top1'] == pytest.approx(100 * right.mean())
     assert adapt.fit(data, data, data, old, dataclasses.replace(how, unseen=True), seed=0)[0] is old
     head, record = adapt.fit(data, None, None, start, HOW, seed=0)  # of several weight decays, the largest
     expected, _ = classifier.fit_lbfgs(data, start, 1e-1, max_iterations=HOW.max_iterations)
