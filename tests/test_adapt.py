@@ -323,6 +323,15 @@ def test_lbfgs_shortens_steps_that_go_too_far(mesh):
     assert (np.diff([info['objective'] for info in fits]) < 0).all()
 
 
+def test_lbfgs_ends_where_no_step_falls(mesh):
+    """Along embeddings this large even the shortest step goes far too far."""
+    _, _, data = random_embeddings(mesh)
+    data = dataclasses.replace(data, values=1e12 * data.values)
+    start = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    head, info = classifier.fit_lbfgs(data, start, 0.0, max_iterations=100)
+    assert head is start and info['iterations'] == 0
+
+
 def test_lbfgs_goes_downhill(mesh):
     _, _, data = random_embeddings(mesh)
     head = {'kernel': jnp.ones((6, 3)), 'bias': jnp.zeros(3)}
