@@ -297,6 +297,7 @@ def test_lbfgs_takes_as_many_iterations_as_it_may(mesh, count):
     assert info['objective'] == pytest.approx(float(value), rel=1e-6)
     assert info['gradient_norm'] == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-4)
     assert (head is start) == (count == 0)
+    assert classifier.fit_lbfgs(data, start, 1e-1, max_iterations=1000)[1]['iterations'] < 100
 
 
 def test_lbfgs_shortens_steps_that_go_too_far(mesh):
@@ -308,9 +309,27 @@ def test_lbfgs_shortens_steps_that_go_too_far(mesh):
     scale = 1 / optax.tree.norm(gradient)
     whole = jax.tree.map(lambda x, g: x - scale * g, head, gradient)
     assert classifier.objective(data, whole)[0] > classifier.objective(data, head)[0]
+    # The first step is the longest of 1, 1/2, 1/4, ... that falls by a tenth of what the slope promises.
+    first = classifier.fit_lbfgs(data, head, 0.0, max_iterations=1)[0]
+    direction, slope, _ = classifier._direction(gradient, classifier._LBFGS.init(head), head)
+    start = float(classifier.objective(data, head)[0])
+    steps = [0.5**halvings for halvings in range(20)]
+    moved = [classifier._move(head, direction, step) for step in steps]
+    falls = [float(classifier.objective(data, new)[0]) - start for new in moved]
+    taken = next(number for number, step in enumerate(steps) if falls[number] <= 0.1 * step * float(slope))
+    jax.tree.map(np.testing.assert_array_equal, first, moved[taken])
     fits = [classifier.fit_lbfgs(data, head, 0.0, max_iterations=count)[1] for count in range(9)]
     assert [info['iterations'] for info in fits] == list(range(9))
     assert (np.diff([info['objective'] for info in fits]) < 0).all()
+
+
+def test_lbfgs_ends_where_no_step_falls(mesh):
+    """Along embeddings this large even the shortest step goes far too far."""
+    _, _, data = random_embeddings(mesh)
+    data = dataclasses.replace(data, values=1e12 * data.values)
+    start = {'kernel': jnp.zeros((6, 3)), 'bias': jnp.zeros(3)}
+    head, info = classifier.fit_lbfgs(data, start, 0.0, max_iterations=100)
+    assert head is start and info['iterations'] == 0
 
 
 def test_lbfgs_goes_downhill(mesh):
@@ -430,6 +449,8 @@ def test_images_that_the_trunk_has_seen_choose_nothing(mesh):
     assert record['before'] == record['candidates'][1] == {'weight_decay': None} | classifier.score(data, old)
     assert record['after']['loss'] == pytest.approx(float(classifier.objective(data, head)[0]), rel=1e-5)
     assert record['after']['loss'] > record['before']['loss'] and record['after']['count'] == 90
+    right = np.argmax(classifier.logits(old, values), -1) == label
+    assert record['before']['top1'] == pytest.approx(100 * right.mean())
     assert adapt.fit(data, data, data, old, dataclasses.replace(how, unseen=True), seed=0)[0] is old
     head, record = adapt.fit(data, None, None, start, HOW, seed=0)  # of several weight decays, the largest
     expected, _ = classifier.fit_lbfgs(data, start, 1e-1, max_iterations=HOW.max_iterations)
