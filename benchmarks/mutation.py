@@ -33,12 +33,16 @@ ROOT = Path(__file__).resolve().parent.parent
 ON_EMBEDDINGS = '-k=sgd or lbfgs or gradient or path or rises or choose or natural'
 # Module -> (functions, or None for all; arguments of pytest, those of the cheapest tests first).
 MODULES = {
-    'fixres_jax/adapt.py': (None, [['tests/test_adapt.py', ON_EMBEDDINGS], ['tests/test_adapt.py']]),
-    'fixres_jax/classifier.py': (None, [['tests/test_adapt.py', ON_EMBEDDINGS], ['tests/test_adapt.py']]),
-    'fixres_jax/metrics.py': (None, [['tests/test_metrics.py']]),
-    'fixres_jax/optim.py': (None, [['tests/test_optim.py']]),
-    'fixres_jax/phases.py': (
-        ('sweep_phase', '_adapted_sweep', 'some', '_changed', '_adapted_in_sweep', 'choose_resolution', '_adapt'),
+    'fixres_jax/adaptation/adapt.py': (None, [['tests/test_adapt.py', ON_EMBEDDINGS], ['tests/test_adapt.py']]),
+    'fixres_jax/adaptation/statistics.py': (None, [['tests/test_adapt.py']]),
+    'fixres_jax/adaptation/classifier.py': (None, [['tests/test_adapt.py', ON_EMBEDDINGS], ['tests/test_adapt.py']]),
+    'fixres_jax/core/losses.py': (None, [['tests/test_metrics.py']]),
+    'fixres_jax/evaluation/intervals.py': (None, [['tests/test_metrics.py']]),
+    'fixres_jax/training/metrics_log.py': (None, [['tests/test_metrics.py']]),
+    'fixres_jax/training/optimization.py': (('make_optimizer', 'count_steps', 'make_sgd'), [['tests/test_optim.py']]),
+    'fixres_jax/training/schedules.py': (None, [['tests/test_optim.py']]),
+    'fixres_jax/runs/phases.py': (
+        ('sweep_phase', '_adapted_sweep', '_compared', '_adapted_in_sweep', 'choose_resolution', 'adapt_phase'),
         [['tests/test_phases.py']],
     ),
     'fixres_jax/data/sources.py': (None, [['tests/test_data_sources.py'], ['tests/test_data_tfds.py']]),

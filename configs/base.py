@@ -30,7 +30,7 @@ def get_config() -> Config:
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
     c.model = ConfigDict()
-    c.model.name = ''  # a name of fixres_jax.models.MODELS; '': that of init_from, and without one resnet50
+    c.model.name = ''  # a name of fixres_jax.models.ARCHITECTURES; '': that of init_from, and without one resnet50
     c.model.num_classes = 0  # 0: as many as init_from has, or else the data
     c.model.width = 0  # channels of the stem; 0: those of init_from, and without one 64, the published network
     c.model.dtype = 'auto'  # of activations: float32, bfloat16; auto: bfloat16 where there is an accelerator
@@ -104,7 +104,7 @@ def get_config() -> Config:
     c.extract.split = 'test'  # test, train (what was trained on) or held_out
     c.extract.flip = False  # average the softmax and the embedding with those of the mirror image
 
-    c.study = ''  # of task=analyze: roc, activations, ablation, grid
+    c.study = ''  # of task=analyze: regions, activations, ablation, grid
     c.analyze = ConfigDict()
     c.analyze.images = 2000  # test images for the activations' distributions, at most
     c.analyze.epochs = 1.0  # of the ablation's fine-tuning of BatchNorm's scale and bias; 0: without
@@ -115,6 +115,7 @@ def get_config() -> Config:
     c.finetune.epochs = 56.0  # passes over the training images
     c.finetune.batch_size = 512  # global
     c.finetune.accumulate_steps = 1
+    c.finetune.repeats = 1
     c.finetune.lr = 1e-3  # base learning rate
     c.finetune.lr_rule = 'fixres'
     c.finetune.schedule = 'step'

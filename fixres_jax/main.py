@@ -17,8 +17,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from fixres_jax import command, preemption
-from fixres_jax.errors import UsageError, nearest
+from fixres_jax.core import command
+from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.machines import preemption
 
 EXAMPLE = '--config configs/quickstart.py --workdir /tmp/quickstart'
 GET_CONFIG = 'a config file has a function get_config that returns a ConfigDict, as configs/quickstart.py does'
@@ -193,7 +194,8 @@ def run(values: flags.FlagValues) -> int:
 
 
 def _task(values: flags.FlagValues) -> None:
-    from fixres_jax import processes, recipe
+    from fixres_jax.machines import processes
+    from fixres_jax.runs import recipe
 
     if values.distributed:
         processes.start(values.coordinator_address, values.num_processes, values.process_id)

@@ -11,20 +11,28 @@ import optax
 import pytest
 import scipy.optimize
 
-from fixres_jax import adapt, classifier, embeddings, models, sharding, state, train, trees
+from fixres_jax import models
+from fixres_jax.adaptation import adapt, classifier, embeddings, statistics
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
 from fixres_jax.data import pipeline, sources, transforms
-from fixres_jax.errors import UsageError
+from fixres_jax.data.sources import Splits
+from fixres_jax.machines import sharding
+from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.models import EVAL
+from fixres_jax.training.optimization import Optimization
+from fixres_jax.weights.network import Network
 
 RESOLUTION = 32
 LAYER = 'layer4/1/bn2'
-SGD = train.Optimization(
+SGD = Optimization(
     epochs=3.0, batch_size=16, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0, warmup_epochs=0.0,
     momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, accumulate_steps=1, trainable='fc/.*', batch_norm=LAYER,
+    repeats=1,
 )  # fmt: skip
 HOW = adapt.Adaptation(
     batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(0.0, 1e-3, 1e-1), max_iterations=60,
-    optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0,
+    optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, sweep_images=1000,
     unseen=True,
 )  # fmt: skip
 
@@ -43,7 +51,7 @@ def apply(model, variables, images, mode=EVAL):
 def network(mesh, source):
     """A network whose statistics are near those of the images, so that it is alive, yet are not those."""
     model = models.create('resnet18', 4, width=8)
-    variables = jax.jit(lambda: state.init_variables(model, jax.random.key(0)))()
+    variables = jax.jit(lambda: model.init(jax.random.key(0)))()
     every_layer = models.Mode('.*', population=True)
     _, images = apply(model.clone(bn_group_size=None), variables, pixels(source)[0], every_layer)
     images, rng = trees.flatten(images['batch_stats']), np.random.default_rng(0)
@@ -78,8 +86,10 @@ def held_out(tiny_folder):
 
 def run(network, source, held_out, mesh, tmp_path, how=HOW, **options):
     test_transforms = {RESOLUTION: transforms.make_test(RESOLUTION)}
-    arguments = {'batch_size': 16, 'seed': 0, 'mesh': mesh, 'directory': tmp_path} | options
-    return adapt.adapt(*network, source, held_out, test_transforms, how, **arguments)[RESOLUTION]
+    images, feed = Splits(source, held_out, None), Feed(Runtime(mesh), options.pop('batch_size', 16), 'adapt')
+    arguments = {'seed': 0, 'directory': tmp_path} | options
+    result, record = adapt.adapt(Network(*network), images, test_transforms, how, feed, **arguments)[RESOLUTION]
+    return result.variables, record
 
 
 @pytest.fixture(scope='module')
@@ -112,9 +122,9 @@ def random_embeddings(mesh, count=90, channels=6, classes=3, seed=1, signal=1.0)
 def test_statistics_are_the_population_values_of_the_layers_input(network, source, mesh):
     """Of three batches of other classes each: their means differ, and the variance holds what is between them."""
     model, variables = network
-    found = adapt.measure_statistics(
-        model, variables, source, {RESOLUTION: transforms.make_test(RESOLUTION)},
-        batch_norm=LAYER, batch_size=16, mesh=mesh,
+    found = statistics.measure(
+        Network(*network), source, {RESOLUTION: transforms.make_test(RESOLUTION)}, Feed(Runtime(mesh), 16),
+        batch_norm=LAYER,
     )[RESOLUTION]  # fmt: skip
     assert found.keys() == {f'{LAYER}/mean', f'{LAYER}/var'}
     images, _ = pixels(source)
@@ -136,7 +146,7 @@ def test_statistics_leave_out_the_ragged_end(network, source, mesh, count, seen)
     """Of 48 images in batches of 20, the first 40; of a single image, that one."""
     model, variables = network
     transform, images = {RESOLUTION: transforms.make_test(RESOLUTION)}, sources.subset(source, range(count))
-    found = adapt.measure_statistics(model, variables, images, transform, batch_norm=LAYER, batch_size=20, mesh=mesh)
+    found = statistics.measure(Network(*network), images, transform, Feed(Runtime(mesh), 20), batch_norm=LAYER)
     images, one_layer = np.repeat(pixels(source)[0][:seen], 2, axis=0), models.Mode(LAYER, population=True)
     _, expected = apply(model.clone(bn_group_size=None), variables, images, one_layer)
     for name, value in found[RESOLUTION].items():
@@ -148,18 +158,18 @@ def test_statistics_leave_out_the_ragged_end(network, source, mesh, count, seen)
 )
 def test_statistics_are_measured_on_a_sixteenth_but_on_256_images_where_there_are_so_many(source, images, most, size):
     whole = sources.subset(source, np.arange(images) % len(source))
-    picked = adapt.sample(whole, most, seed=0).indices
+    picked = statistics.sample(whole, most, seed=0).indices
     assert len(picked) == size and (np.diff(picked) > 0).all() and picked[-1] < images
-    np.testing.assert_array_equal(adapt.sample(whole, most, seed=0).indices, picked)
-    assert size == images or not np.array_equal(adapt.sample(whole, most, seed=1).indices, picked)
+    np.testing.assert_array_equal(statistics.sample(whole, most, seed=0).indices, picked)
+    assert size == images or not np.array_equal(statistics.sample(whole, most, seed=1).indices, picked)
 
 
 def test_layers_are_measured_in_the_networks_order(network, source, mesh):
     """With the new statistics of every layer, a forward pass normalizes each to zero mean and unit variance."""
     model, variables = network
     regex = 'layer4/1/bn(1|2)'
-    found = adapt.measure_statistics(
-        model, variables, source, {0: transforms.make_test(RESOLUTION)}, batch_norm=regex, batch_size=48, mesh=mesh
+    found = statistics.measure(
+        Network(*network), source, {0: transforms.make_test(RESOLUTION)}, Feed(Runtime(mesh), 48), batch_norm=regex
     )[0]
     images, _ = pixels(source)
     _, batch = apply(model.clone(bn_group_size=None), variables, images, models.Mode(regex, population=True))
@@ -169,7 +179,7 @@ def test_layers_are_measured_in_the_networks_order(network, source, mesh):
 
 def test_natural_order():
     names = ['layer3/10/bn1', 'layer3/2/bn1', 'layer3/2/downsample/1']
-    assert sorted(names, key=adapt._natural) == ['layer3/2/bn1', 'layer3/2/downsample/1', 'layer3/10/bn1']
+    assert sorted(names, key=statistics._natural) == ['layer3/2/bn1', 'layer3/2/downsample/1', 'layer3/10/bn1']
 
 
 def test_only_the_classifier_and_the_named_statistics_change(network, adapted):
@@ -209,12 +219,10 @@ def test_without_held_out_images_one_weight_decay_is_taken_as_it_is(network, sou
 
 def test_copies_are_whole_batches_of_all_images(source, mesh):
     augment = transforms.make_finetune(RESOLUTION, augmentation='v2')
-    common = {'seed': 0, 'batch_size': 20, 'mesh': mesh, 'reading': {}}
-    found = adapt._copies(source, augment, 2, **common)
-    batches = list(found['copies'])
-    assert found['num_copies'] == len(batches) == 5
+    extra = embeddings.Extra(copies=2, augment=augment, seed=0)
+    batches = [host for _, host, _ in embeddings._copies(source, extra, 5, Feed(Runtime(mesh), 20))]
+    assert len(batches) == 5
     assert np.bincount(np.concatenate([batch['index'] for batch in batches])[:96]).tolist() == [2] * 48
-    assert adapt._copies(source, augment, 0, **common) == {}
 
 
 def test_an_image_of_each_class_is_enough_and_so_are_two_classes(network, source, held_out, mesh, tmp_path):
@@ -501,8 +509,8 @@ def test_embeddings_on_disk_are_those_on_the_devices(network, source, mesh, tmp_
     test_transforms, changes = {RESOLUTION: transforms.make_test(RESOLUTION)}, {RESOLUTION: {'same': {}}}
     here, there = (
         embeddings.embed(
-            *network, changes, source, test_transforms,
-            batch_size=20, mesh=mesh, dtype=dtype, device_bytes=size, directory=tmp_path,
+            Network(*network), changes, source, test_transforms, Feed(Runtime(mesh), 20),
+            storage=embeddings.Storage(dtype, size, tmp_path),
         )[RESOLUTION, 'same']
         for size in (1e9, 0)
     )  # fmt: skip
@@ -530,8 +538,8 @@ def test_flips_and_copies_are_embedded_too(network, source, mesh, tmp_path):
     augment = transforms.make_finetune(RESOLUTION, augmentation='v2')
     copies = list(pipeline.train_batches(source, augment, batch_size=16, seed=0, start_step=0, num_steps=3))
     data = embeddings.embed(
-        model, variables, {RESOLUTION: {'after': {}}}, source, test_transforms,
-        batch_size=16, mesh=mesh, flip=True, copies=copies, num_copies=3,
+        Network(*network), {RESOLUTION: {'after': {}}}, source, test_transforms, Feed(Runtime(mesh), 16),
+        extra=embeddings.Extra(flip=True, copies=1, augment=augment, seed=0),
     )[RESOLUTION, 'after']  # fmt: skip
     images, label = pixels(source)
     everything = np.concatenate([images, images[:, :, ::-1], *(batch['image'] for batch in copies)])

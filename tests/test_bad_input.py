@@ -21,7 +21,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from conftest import pattern
-from fixres_jax import advise, checkpoint, command, convert, dryrun, extract, main, models, prepare, state
+from fixres_jax import advise, convert, dryrun, extract, main, models, prepare
+from fixres_jax.core import command
+from fixres_jax.weights import checkpoint
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
 
@@ -36,7 +38,7 @@ VALUES = [
     ('--config.task=test', r"task='test': expected one of recipe, train"),
     ('--config.adaptation=onepass', r"adaptation='onepass': .* Did you mean 'one_pass'"),
     ('--config.sharding=fdsp', r"sharding='fdsp': .* Did you mean 'fsdp'"),
-    ('--config.study=rok', r"study='rok': .* Did you mean 'roc'"),
+    ('--config.study=region', r"study='region': .* Did you mean 'regions'"),
     ('--config.model.name=resnet5O', r"model.name='resnet5O': .* Did you mean 'resnet50'"),
     ('--config.model.name=ResNet18', r"model.name='ResNet18': .* Did you mean 'resnet18'"),
     ('--config.model.name=efficientnet_b0', r"model.name='efficientnet_b0': expected one of"),
@@ -86,7 +88,7 @@ VALUES = [
     ('--config.data.workers=-1', r'data.workers=-1: expected 0 to 1,024, such as 0'),
     ('--config.data.threads=0', r'data.threads=0: expected 1 to 1,024, such as 4'),
     ('--config.data.drawings.train=5', r'data.drawings.train=5: expected 9 or more, such as 3000'),
-    ('--config.train.resolution=16', r'train.resolution=16: expected 32 or more, such as 224'),
+    ('--config.train.resolution=16', r'train.resolution=16 is too small for resnet18: expected 32 or more, such as 64'),
     ('--config.train.epochs=-1', r'train.epochs=-1.0: expected 0 or more, such as 30'),
     ('--config.train.epochs=inf', r'train.epochs=inf: expected a finite number'),
     ('--config.train.batch_size=0', r'train.batch_size=0: expected 1 to 1,048,576, such as 64'),
@@ -104,8 +106,8 @@ VALUES = [
     ('--config.train.scale=(0.08,2)', r'train.scale=\(0.08, 2.0\): expected'),
     ('--config.train.ratio=(0.75,)', r'train.ratio=\(0.75,\): expected \(low, high\)'),
     ('--config.train.jitter=-0.3', r'train.jitter=-0.3: expected 0 or more'),
-    ('--config.test.resolution=8', r'test.resolution=8: expected 0, or 32 or more, such as 288'),
-    ('--config.test.resolutions=(8,64)', r'test.resolutions=\(8, 64\): expected sizes of 32 or more'),
+    ('--config.test.resolution=8', r'test.resolution=8 is too small for resnet18: expected 32 or more, such as 64'),
+    ('--config.test.resolutions=(8,64)', r'test.resolutions=8 is too small for .*: expected 32 or more, such as 64'),
     ('--config.test.resize_ratio=-1', r'test.resize_ratio=-1.0: expected 0, or 1 or more, such as 1.14'),
     ('--config.test.resize_ratio=0.875', r'test.resize_ratio=0.875: expected 0, or 1 or more'),
     ('--config.test.batch_size=0', r'test.batch_size=0: expected 1 to'),
@@ -131,7 +133,9 @@ VALUES = [
     ('--config.task=extract', r'task=extract needs a network'),
     ('--config.task=adapt --config.init_from={network}', r'task=adapt needs the resolution to adapt to: set'),
     ('--config.task=finetune --config.init_from={network}', r'task=finetune needs the resolution'),
-    ('--config.task=analyze', r'study is empty: set --config.study to one of roc, activations, ablation, grid'),
+    ('--config.task=evaluate --config.init_from={network} --config.model.width=8 --config.train.resolution=16',
+     r'train.resolution=16 is too small for resnet18: expected 32 or more'),
+    ('--config.task=analyze', r'study is empty: set --config.study to one of ablation, activations, regions, grid'),
     ('--config.task=analyze --config.study=ablation', r'task=analyze needs a network'),
     ('--config.task=analyze --config.study=grid', r'study=grid needs finished runs: set --config.analyze.runs'),
     ('--config.train.trainable=', r"train.trainable='': expected a regular expression, not empty, such as '.\*'"),
@@ -203,6 +207,7 @@ COMMANDS = [
     ('dryrun', '--config=configs/quickstart.py --devices=two', 2, r'--devices=two'),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --steps=train,evalute', 2, r"Did you mean 'evaluate'"),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --train_images=0', 2, r'--train_images=0: expected 1'),
+    ('dryrun', '--config=configs/quickstart.py --devices=2 --config.test.resolution=8', 2, r'test.resolution=8 is too'),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --config.train.momentum=1', 2, r'momentum=1.0: expected'),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --config.model.nme=x', 2, r"Did you mean 'model.name'"),
     # Advice.
@@ -214,7 +219,7 @@ COMMANDS = [
     ('advise', '--resize=width', 2, r"The resize is 'width'; expected"),
     ('advise', '--resize-ratio=0.875', 2, r'The resize ratio is 0.875; expected 1 or more'),
     ('advise', '--model=resnet5O', 2, r"There is no model 'resnet5O'. Did you mean 'resnet50'"),
-    ('advise', '--width=0', 2, r'width=0 makes no network'),
+    ('advise', '--width=-1', 2, r'width=-1 makes no network'),
     ('advise', '--images=/nowhere', 2, r'There is no folder /nowhere'),
     ('advise', '--images={empty}', 2, r'holds no images'),
     ('advise', '--wanted-test-resolution=8', 2, r'wanted_test_resolution=8 is too small'),
@@ -285,7 +290,7 @@ def places(tmp_path_factory, tiny_folder):
     shutil.copytree(root / 'case' / 'val' / 'ant', root / 'case' / 'val' / 'Ant')
     (root / 'classes' / 'val' / 'dog').rename(root / 'classes' / 'val' / 'eel')
     model = models.create('resnet18', 4, width=8)
-    variables = jax.device_get(jax.jit(lambda: state.init_variables(model, jax.random.key(0)))())
+    variables = jax.device_get(jax.jit(lambda: model.init(jax.random.key(0)))())
     about = {
         'architecture': 'resnet18',
         'width': 8,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fixres_jax import command
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.core import command
+from fixres_jax.core.errors import RunError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,18 +12,20 @@ import pytest
 import safetensors.numpy
 
 import fixres_jax
-from fixres_jax import checkpoint, convert, models, releases, state_dicts
-from fixres_jax.errors import UsageError
+from fixres_jax import convert, models
+from fixres_jax.core.errors import UsageError
+from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from fixres_jax.weights import checkpoint, releases, state_dicts, torch_weights
 from goldens import weights
 
 WIDTH = 8  # of the small resnet18 that most tests convert
 
 
 def state_dict_of(name='resnet18', num_classes=weights.CLASSES, width=WIDTH):
-    shapes = convert.torch_shapes(models.create(name, num_classes, width=width))
+    shapes = torch_weights.torch_shapes(models.create(name, num_classes, width=width))
     state_dict = {key: weights.weight(key, leaf.shape) for key, leaf in shapes.items()}
     counters = [key for key in shapes if key.endswith('running_var')]
-    return state_dict | {key.replace('running_var', convert.COUNTER): np.zeros((), np.int64) for key in counters}
+    return state_dict | {key.replace('running_var', torch_weights.COUNTER): np.zeros((), np.int64) for key in counters}
 
 
 def assert_same(found, expected):
@@ -44,20 +46,20 @@ def safetensors_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('name', models.ARCHITECTURES)
 def test_round_trip_is_bit_exact(name):
-    width = -(-64 // models.create(name).base_width)  # the narrowest that has channels in its groups
+    width = -(-64 // models.create(name).module.base_width)  # the narrowest that has channels in its groups
     model, start = models.create(name, weights.CLASSES, width=width), state_dict_of(name, width=width)
-    assert_same(convert.to_torch(convert.from_torch(start, model)), start)
+    assert_same(torch_weights.to_torch(torch_weights.from_torch(start, model)), start)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
         half = {key: array.astype(dtype) if array.ndim else array for key, array in start.items()}
-        found = convert.to_torch(convert.from_torch(half, model))
+        found = torch_weights.to_torch(torch_weights.from_torch(half, model))
         assert_same(found, {key: a.astype(np.float32) if a.ndim else a for key, a in half.items()})
 
 
 def test_axes_and_names_move():
     start = state_dict_of()
-    variables = convert.from_torch(start, models.create('resnet18', weights.CLASSES, width=WIDTH))
+    variables = torch_weights.from_torch(start, models.create('resnet18', weights.CLASSES, width=WIDTH))
     params, stats = variables['params'], variables['batch_stats']
     assert params['conv1']['kernel'][1, 2, 0, 3] == start['conv1.weight'][3, 0, 1, 2]
     assert params['fc']['kernel'][5, 1] == start['fc.weight'][1, 5]
@@ -70,7 +72,7 @@ def test_every_difference_is_listed_with_the_nearest_name():
     start['layer4.1.bn_2.weight'] = start.pop('layer4.1.bn2.weight')
     start['conv1.weight'] = start['conv1.weight'][:, :1]
     with pytest.raises(UsageError) as caught:
-        convert.from_torch(start, model)
+        torch_weights.from_torch(start, model)
     message = str(caught.value)
     assert 'missing: layer4.1.bn2.weight' in message
     assert 'layer4.1.bn_2.weight (is it layer4.1.bn2.weight?)' in message
@@ -79,8 +81,10 @@ def test_every_difference_is_listed_with_the_nearest_name():
 
 def test_the_architecture_that_fits_is_named():
     with pytest.raises(UsageError, match='They fit resnet34') as caught:
-        convert.from_torch(state_dict_of('resnet34'), models.create('resnet18', weights.CLASSES, width=WIDTH))
-    extra = [key for key in state_dict_of('resnet34') if convert.COUNTER not in key and key not in state_dict_of()]
+        torch_weights.from_torch(state_dict_of('resnet34'), models.create('resnet18', weights.CLASSES, width=WIDTH))
+    extra = [
+        key for key in state_dict_of('resnet34') if torch_weights.COUNTER not in key and key not in state_dict_of()
+    ]
     lines = str(caught.value).splitlines()
     assert lines[0] == 'The weights do not fit the model:' and lines[-1] == 'They fit resnet34.'
     assert lines[1:-1] == [
@@ -92,7 +96,7 @@ def test_the_architecture_that_fits_is_named():
 def test_a_list_of_differences_stays_short_and_says_that_nothing_fits():
     other = {f'blocks.{index}.attention.weight': np.zeros((8, 8)) for index in range(90)}
     with pytest.raises(UsageError) as caught:
-        convert.from_torch(other, models.create('resnet18', weights.CLASSES, width=WIDTH))
+        torch_weights.from_torch(other, models.create('resnet18', weights.CLASSES, width=WIDTH))
     lines = str(caught.value).splitlines()
     names = [line for line in lines if line.startswith(('missing', 'not expected', 'shape of'))]
     assert len(names) == 10 and len(lines) <= 15
@@ -102,17 +106,17 @@ def test_a_list_of_differences_stays_short_and_says_that_nothing_fits():
 def test_a_state_dict_that_is_no_network_is_refused():
     model = models.create('resnet18', weights.CLASSES, width=WIDTH)
     with pytest.raises(UsageError, match='empty'):
-        convert.from_torch({}, model)
+        torch_weights.from_torch({}, model)
     quantized = state_dict_of() | {'conv1.weight': np.zeros((8, 3, 7, 7), np.int8)}
     with pytest.raises(UsageError, match='conv1.weight is int8'):
-        convert.from_torch(quantized, model)
+        torch_weights.from_torch(quantized, model)
 
 
 def test_another_number_of_classes_needs_a_fresh_classifier():
     start, model = state_dict_of(), models.create('resnet18', 4, width=WIDTH)
     with pytest.raises(UsageError, match=r'fc.bias: expected \(4,\), found \(10,\)'):
-        convert.from_torch(start, model)
-    found = convert.to_torch(convert.from_torch(start, model, reset_head=True))
+        torch_weights.from_torch(start, model)
+    found = torch_weights.to_torch(torch_weights.from_torch(start, model, reset_head=True))
     assert found['fc.weight'].shape == (4, 64) and 0 < np.abs(found['fc.weight']).max() <= 64**-0.5
     assert_same({k: v for k, v in found.items() if k[:2] != 'fc'}, {k: v for k, v in start.items() if k[:2] != 'fc'})
 
@@ -122,17 +126,22 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     assert run('resnet18', safetensors_file, tmp_path / 'in', *options) == 0
     variables, metadata = checkpoint.load_model(tmp_path / 'in')
     start = state_dict_of()
-    assert_same(convert.to_torch(variables), start)
+    assert_same(torch_weights.to_torch(variables), start)
     digest = metadata.pop('source_sha256')
     assert len(digest) == 64
-    assert metadata == convert.METADATA | {
+    assert metadata == {
         'version': fixres_jax.__version__,
         'architecture': 'resnet18',
         'width': WIDTH,
         'num_classes': weights.CLASSES,
         'mean': [0.5, 0.4, 0.3],
-        'resize': 'height',
+        'std': list(IMAGENET_STD),
+        'train_resolution': 224,
         'test_resolution': 320,
+        'resize_ratio': 256 / 224,
+        'resize': 'height',
+        'interpolation': 'bilinear',
+        'crop': 'torchvision',
         'source_file': 'weights.safetensors',
     }
     assert run('--to-torch', tmp_path / 'in', tmp_path / 'out.safetensors') == 0
@@ -301,7 +310,7 @@ def test_names_of_look_alikes_are_refused(name):
 def test_other_names_are_no_look_alikes():
     for name in (
         *(text for r in releases.RELEASES for text in (r.name, r.file)),
-        *models.MODELS,
+        *models.ARCHITECTURES,
         '',
         'blur/resnet50.pth',
     ):
@@ -328,7 +337,7 @@ def test_timm_has_no_other_look_alikes():
     def shapes(network):
         return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
-    ours = {name: build(name) for name in models.MODELS if timm.is_model(name)}
+    ours = {name: build(name) for name in models.ARCHITECTURES if timm.is_model(name)}
     others = {name: build(name) for name in timm.list_models(module='resnet') if name not in ours}
     found = {
         name
@@ -402,7 +411,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(zipped, tmp_path):
 def test_releases_are_of_our_architectures_and_found_by_file_name():
     names, files = ({getattr(r, field) for r in releases.RELEASES} for field in ('name', 'file'))
     assert len(names) == len(files) == len(releases.RELEASES)
-    assert {release.architecture for release in releases.RELEASES} <= models.MODELS.keys()
+    assert {release.architecture for release in releases.RELEASES} <= models.ARCHITECTURES.keys()
     assert all(release.train_resolution <= release.test_resolution for release in releases.RELEASES)
     release = releases.find('', '/somewhere/resnet50-11ad3fa6.pth')
     assert release.metadata() == {
@@ -441,7 +450,7 @@ def test_releases_agree_with_timm():
             assert known.input_size[1] == release.train_resolution
             assert known.test_input_size[1] == release.test_resolution
             assert known.test_crop_pct == pytest.approx(1 / release.resize_ratio)
-            assert (known.interpolation, known.mean) == (release.interpolation, models.IMAGENET_MEAN)
+            assert (known.interpolation, known.mean) == (release.interpolation, IMAGENET_MEAN)
 
 
 def test_list_prints_the_table(capsys):

@@ -18,7 +18,7 @@ import gcsfs
 from gcp_storage_emulator.server import create_server
 
 from fixres_jax.data import sources
-from fixres_jax.errors import UsageError
+from fixres_jax.core.errors import UsageError
 
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 server = create_server('localhost', port, in_memory=True, default_bucket='bucket')

@@ -11,8 +11,9 @@ import sys
 import numpy as np
 import pytest
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, sources, transforms
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.data.pipeline import Readers
 
 TRAIN = transforms.make_train(32)
 
@@ -24,7 +25,8 @@ def source(tiny_folder):
 
 def train(source, **arguments):
     arguments = {'batch_size': 16, 'seed': 5, 'start_step': 0, 'num_steps': 9} | arguments
-    return list(pipeline.train_batches(source, TRAIN, **arguments))
+    readers = {name: arguments.pop(name) for name in ('host', 'num_hosts', 'workers', 'threads') if name in arguments}
+    return list(pipeline.train_batches(source, TRAIN, Readers(**readers), **arguments))
 
 
 def assert_equal(first, second):
@@ -136,7 +138,7 @@ def test_seeds_and_samples_have_their_own_randomness(source):
 def test_evaluation_sees_every_image_once_on_any_number_of_hosts(tiny_folder, batch_size, workers):
     source = sources.create(str(tiny_folder), 'val')
     two = {16: transforms.make_test(16), 24: transforms.make_test(24)}
-    batches = list(pipeline.eval_batches(source, two, batch_size=batch_size, workers=workers))
+    batches = list(pipeline.eval_batches(source, two, Readers(workers=workers), batch_size=batch_size))
     index, mask = (np.concatenate([batch[name] for batch in batches]) for name in ('index', 'mask'))
     assert index[mask].tolist() == list(range(24)) and (index[~mask] == -1).all()
     assert all(batch['image'][size].shape == (batch_size, size, size, 3) for batch in batches for size in two)
@@ -149,7 +151,7 @@ def test_evaluation_sees_every_image_once_on_any_number_of_hosts(tiny_folder, ba
 def test_evaluation_on_two_hosts_and_from_the_middle(tiny_folder):
     source = sources.create(str(tiny_folder), 'val')
     two = {16: transforms.make_test(16)}
-    shares = [list(pipeline.eval_batches(source, two, batch_size=10, host=host, num_hosts=2)) for host in (0, 1)]
+    shares = [list(pipeline.eval_batches(source, two, Readers(host, 2), batch_size=10)) for host in (0, 1)]
     assert [len(share) for share in shares] == [3, 3]
     seen = [batch['index'][batch['mask']].tolist() for share in shares for batch in share]
     assert sorted(sum(seen, [])) == list(range(24))
@@ -165,8 +167,10 @@ def test_bad_image_stops_the_run_with_one_line(tiny_folder, tmp_path, workers):
         (tmp_path / 'ant' / path.name).write_bytes(data if number != 3 else data[:300])
     source = sources.create(str(tmp_path), '')
     for batches in (
-        pipeline.eval_batches(source, {16: transforms.make_test(16)}, batch_size=6, workers=workers),
-        pipeline.train_batches(source, TRAIN, batch_size=6, seed=0, start_step=0, num_steps=2, workers=workers),
+        pipeline.eval_batches(source, {16: transforms.make_test(16)}, Readers(workers=workers), batch_size=6),
+        pipeline.train_batches(
+            source, TRAIN, Readers(workers=workers), batch_size=6, seed=0, start_step=0, num_steps=2
+        ),
     ):
         with pytest.raises(RunError) as caught:
             list(batches)
@@ -200,11 +204,11 @@ def test_program_that_meets_a_bad_image_prints_one_line(tiny_folder, tmp_path):
     program.write_text(
         'import sys\n'
         'from fixres_jax.data import pipeline, sources, transforms\n'
-        'from fixres_jax.errors import RunError\n'
+        'from fixres_jax.core.errors import RunError\n'
         'if __name__ == "__main__":\n'
         f'    source = sources.create({str(tmp_path)!r}, "val")\n'
-        '    batches = pipeline.train_batches(source, transforms.make_train(32), batch_size=8, seed=0,\n'
-        '                                     start_step=0, num_steps=9, workers=2)\n'
+        '    batches = pipeline.train_batches(source, transforms.make_train(32), pipeline.Readers(workers=2),\n'
+        '                                     batch_size=8, seed=0, start_step=0, num_steps=9)\n'
         '    try:\n'
         '        list(batches)\n'
         '    except RunError as error:\n'

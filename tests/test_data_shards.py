@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fixres_jax import prepare
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, shards, sources, transforms
-from fixres_jax.errors import RunError, UsageError
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +40,9 @@ def test_batches_from_shards_in_worker_processes(prepared, tiny_folder):
     arguments = {'batch_size': 12, 'seed': 0, 'start_step': 1, 'num_steps': 4}
     transform = transforms.make_train(24)
     expected = pipeline.train_batches(sources.create(str(tiny_folder), 'train'), transform, **arguments)
-    found = pipeline.train_batches(sources.create(str(prepared), 'train'), transform, workers=2, **arguments)
+    found = pipeline.train_batches(
+        sources.create(str(prepared), 'train'), transform, pipeline.Readers(workers=2), **arguments
+    )
     for a, b in zip(expected, found, strict=True):
         assert all(np.array_equal(a[name], b[name]) for name in a)
 
@@ -65,7 +67,7 @@ def test_flipped_byte_is_found_and_its_shard_named(copied, workers):
     source = sources.create(str(copied), 'train')
     test = {16: transforms.make_test(16)}
     with pytest.raises(RunError) as caught:
-        list(pipeline.eval_batches(source, test, batch_size=16, workers=workers))
+        list(pipeline.eval_batches(source, test, pipeline.Readers(workers=workers), batch_size=16))
     message = str(caught.value)
     assert str(shard) in message and 'Delete it and run' in message and '\n' not in message
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fixres_jax import prepare
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import folders, sources
-from fixres_jax.errors import RunError, UsageError
 
 
 def test_image_folder_is_torchvisions(tiny_folder):

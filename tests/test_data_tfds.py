@@ -4,8 +4,8 @@ import sys
 import numpy as np
 import pytest
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, sources, transforms
-from fixres_jax.errors import RunError, UsageError
 
 tensorflow_datasets = pytest.importorskip('tensorflow_datasets')
 
@@ -74,7 +74,9 @@ def test_holding_out_reads_no_record(monkeypatch):
 def test_batches_in_a_worker_process():
     source = sources.create('tfds:tiny_animals', 'train')
     test = {16: transforms.make_test(16)}
-    here, there = (list(pipeline.eval_batches(source, test, batch_size=20, workers=n)) for n in (0, 1))
+    here, there = (
+        list(pipeline.eval_batches(source, test, pipeline.Readers(workers=n), batch_size=20)) for n in (0, 1)
+    )
     for a, b in zip(here, there, strict=True):
         assert np.array_equal(a['image'][16], b['image'][16]) and np.array_equal(a['label'], b['label'])
 

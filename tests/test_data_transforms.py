@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import crops, pixels, transforms
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.data.crops import TrainCrop
 from goldens.make_transforms import (
     FACTORS,
     NUM_BOXES,
@@ -148,10 +149,10 @@ def test_tensorflow_crops_are_smaller():
 
 def test_flip_and_resize_then_random_crop():
     image = draw(80, 64)
-    plain = transforms.make_train(56, crop='resize', flip=False, jitter=0)
+    plain = transforms.make_train(56, TrainCrop('resize'), flip=False, jitter=0)
     places = {plain(image, np.random.default_rng(seed)).tobytes() for seed in range(60)}
     assert 20 < len(places) <= 9 * (80 - 56 + 1)
-    full = transforms.make_train(64, crop='resize', resize_ratio=1.0, jitter=0)
+    full = transforms.make_train(64, TrainCrop('resize', resize_ratio=1.0), jitter=0)
     square = draw(64, 64)
     results = {full(square, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert results == {square.tobytes(), square[:, ::-1].tobytes()}
@@ -222,11 +223,13 @@ def test_array_and_image_give_the_same_and_transforms_travel():
 
 
 @pytest.mark.parametrize('arguments', [
-    {'crop': 'tensorflw'}, {'scale': (0.5, 0.2)}, {'jitter': -1}, {'interpolation': 'bilinea'}, {'resize_ratio': 0.9},
+    {'crop': ('tensorflw',)}, {'crop': ('torchvision', (0.5, 0.2))}, {'jitter': -1}, {'interpolation': 'bilinea'},
+    {'crop': ('resize', (0.08, 1.0), (0.75, 1.33), 0.9)},
 ])  # fmt: skip
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(UsageError) as caught:
-        transforms.make_train(64, **arguments)
+        crop = TrainCrop(*arguments.pop('crop', ()))
+        transforms.make_train(64, crop, **arguments)
     assert '\n' not in str(caught.value)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixres_jax import checkpoint, trees
+from fixres_jax.core import trees
+from fixres_jax.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (

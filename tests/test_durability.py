@@ -17,14 +17,21 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fixres_jax import checkpoint, convert, disk, loop, models, optim, sharding, state_dicts, trees, workdir
-from fixres_jax.checkpoint import Checkpoints
+from fixres_jax import models
+from fixres_jax.core import disk, trees
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, sources, transforms
-from fixres_jax.errors import RunError, UsageError
-from fixres_jax.state import TrainState
+from fixres_jax.machines import sharding
+from fixres_jax.runs import workdir
+from fixres_jax.training import loop, state
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.schedules import make_schedule
+from fixres_jax.training.state import TrainState
+from fixres_jax.weights import checkpoint, state_dicts, torch_weights
+from fixres_jax.weights.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parent.parent
-TX = optim.make_sgd(optim.make_schedule('constant', 0.1, num_steps=5), momentum=0.9, weight_decay=1e-4)
+TX = make_sgd(make_schedule('constant', 0.1, num_steps=5), momentum=0.9, weight_decay=1e-4)
 
 
 @pytest.fixture(scope='module')
@@ -44,12 +51,17 @@ def abstract(made):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), made)
 
 
+def restore(checkpoints, like, step=None):
+    """Return the state that was saved, with the shapes and the shardings of another."""
+    return state.from_items(checkpoints.restore(abstract(like).items, step))
+
+
 @pytest.fixture
 def saved(tmp_path, mesh):
     """A folder with checkpoints of steps 1 and 2, and the manager that wrote them."""
     with contextlib.closing(Checkpoints(epath.Path(tmp_path), 3)) as checkpoints:
         for step in (1, 2):
-            checkpoints.save(make_state(mesh, step))
+            checkpoints.save(step, make_state(mesh, step).items)
         checkpoints.wait()
         yield tmp_path, checkpoints
 
@@ -75,14 +87,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_loads(saved, mesh, dam
     path = largest_file(folder / 'checkpoints' / '2' / item)
     damage(path)
     with pytest.raises(RunError) as error:
-        checkpoints.restore(abstract(make_state(mesh, 0)))
+        restore(checkpoints, make_state(mesh, 0))
     assert str(path) in str(error.value) and '--config.restore_step=1' in str(error.value)
-    restored = checkpoints.restore(abstract(make_state(mesh, 0)), 1)
+    restored = restore(checkpoints, make_state(mesh, 0), 1)
     jax.tree.map(np.testing.assert_array_equal, restored, make_state(mesh, 1))
     assert checkpoints.steps == [1]
-    checkpoints.save(make_state(mesh, 2))  # The run goes over the damaged step again.
+    checkpoints.save(2, make_state(mesh, 2).items)  # The run goes over the damaged step again.
     checkpoints.wait()
-    assert int(checkpoints.restore(abstract(make_state(mesh, 0))).step) == 2
+    assert int(restore(checkpoints, make_state(mesh, 0)).step) == 2
 
 
 def test_a_damaged_network_is_named(saved):
@@ -106,22 +118,22 @@ def test_a_damaged_network_is_named(saved):
 def test_a_checkpoint_of_another_run_is_refused(saved, mesh, other, message):
     _, checkpoints = saved
     with pytest.raises(UsageError, match=message):
-        checkpoints.restore(abstract(make_state(mesh, 0, **other)))
+        restore(checkpoints, make_state(mesh, 0, **other))
 
 
 def test_a_step_that_is_not_there_is_refused(saved, mesh):
     with pytest.raises(UsageError, match=r'no checkpoint of step 7, only of \[1, 2\]'):
-        saved[1].restore(abstract(make_state(mesh, 0)), 7)
+        restore(saved[1], make_state(mesh, 0), 7)
 
 
 @pytest.mark.parametrize('layouts', [('replicated', 'fsdp'), ('fsdp', 'replicated')])
 def test_a_checkpoint_moves_between_layouts_and_devices(tmp_path, mesh, layouts):
     with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
         written = make_state(mesh, 1, layout=layouts[0])
-        checkpoints.save(written)
+        checkpoints.save(1, written.items)
         checkpoints.wait()
         small = sharding.make_mesh(jax.devices()[:2])
-        restored = checkpoints.restore(abstract(make_state(small, 0, layout=layouts[1])))
+        restored = restore(checkpoints, make_state(small, 0, layout=layouts[1]))
     jax.tree.map(np.testing.assert_array_equal, restored, written)
     assert len(restored.params['conv1']['kernel'].sharding.device_set) == 2
 
@@ -143,7 +155,7 @@ def save_until_full(place):
     checkpoints = Checkpoints(epath.Path(place), 9)
     try:
         for step in range(1, 9):
-            checkpoints.save(make_state(sharding.make_mesh(), step))
+            checkpoints.save(step, make_state(sharding.make_mesh(), step).items)
             checkpoints.wait()
     except RunError as error:
         print(error)
@@ -167,7 +179,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_last_checkpoint(tmp_path, m
             with contextlib.closing(Checkpoints(epath.Path(place), 9)) as again:
                 good = again.steps
                 assert good and good == list(range(1, len(good) + 1)), ran.stderr
-                restored = again.restore(abstract(make_state(mesh, 0)))
+                restored = restore(again, make_state(mesh, 0))
             assert re.search(f'could not be written.*no space left.*The last good one there: step {good[-1]}', line), (
                 line
             )
@@ -192,9 +204,9 @@ def test_a_network_that_finds_no_room_ends_in_one_line(tmp_path):
 ])  # fmt: skip
 def test_commands_that_find_no_room_end_in_one_line(tmp_path, tiny_folder, module, arguments):
     model = models.create('resnet18', 4, width=8)
-    variables = jax.device_get(model.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), models.EVAL))
+    variables = jax.device_get(model.init(jax.random.key(0)))
     checkpoint.save_model(tmp_path / 'network', variables, {'architecture': 'resnet18'})
-    state_dicts.save(tmp_path / 'x.safetensors', convert.to_torch(variables), {})
+    state_dicts.save(tmp_path / 'x.safetensors', torch_weights.to_torch(variables), {})
     with mounted(tmp_path / 'disk', 'size=100k') as place:
         places = {
             'DATA': tiny_folder,
@@ -227,7 +239,7 @@ def test_only_errors_of_the_disk_are_kept_from_the_log(caplog):
 def test_a_network_is_loaded_without_a_word(saved):
     folder, _ = saved
     checkpoint.write_metadata(folder, {'architecture': 'none'})
-    code = 'import sys; from fixres_jax import checkpoint; checkpoint.load_model(sys.argv[1])'
+    code = 'import sys; from fixres_jax.weights import checkpoint; checkpoint.load_model(sys.argv[1])'
     environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1'}
     command = [sys.executable, '-c', code, str(folder)]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -253,7 +265,7 @@ def test_a_workdir_has_one_run_at_a_time(tmp_path):
 
 def test_a_killed_run_leaves_its_workdir_free(tmp_path):
     code = (
-        'import sys, time; from etils import epath; from fixres_jax import workdir\n'
+        'import sys, time; from etils import epath; from fixres_jax.runs import workdir\n'
         'with workdir.hold(epath.Path(sys.argv[1])): print("held", flush=True); time.sleep(60)'
     )
     process = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -337,13 +349,11 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path
                 make_state(mesh, 0),
                 step_fn,
                 iter([batch] * 9),
-                pace=loop.Pace(9, 8, 1, 2),
-                schedule=lambda step: 0.1,
+                loop.Pace(9, 8, 'train', lambda step: 0.1, log_every_steps=1, checkpoint_every_steps=2),
                 key=jax.random.key(0),
                 mesh=mesh,
                 directory=epath.Path(tmp_path),
                 checkpoints=checkpoints,
-                title='train',
             )
         assert checkpoints.steps == [2]
 
@@ -352,11 +362,11 @@ def test_a_dead_reader_process_ends_the_run_in_one_line(tiny_folder):
     batches = pipeline.train_batches(
         sources.create(str(tiny_folder), 'train'),
         transforms.make_train(16),
+        pipeline.Readers(workers=1),
         batch_size=4,
         seed=0,
         start_step=0,
         num_steps=10_000,
-        workers=1,
     )
     next(batches)
     children = [pid for path in Path('/proc/self/task').glob('*/children') for pid in path.read_text().split()]

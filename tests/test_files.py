@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fixres_jax import files
-from fixres_jax.errors import UsageError
+from fixres_jax.core import files
+from fixres_jax.core.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 

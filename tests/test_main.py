@@ -12,7 +12,9 @@ from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 
-from fixres_jax import checkpoint, plan
+from fixres_jax.runs import settings
+from fixres_jax.runs.run import open_run
+from fixres_jax.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -88,8 +90,8 @@ def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_test
     assert sweep['count'] == counts['held-out'] > 0 and counts['held-out'] + counts['training'] == 48
     assert report['images'] == {'train': counts['training'], 'test': counts['test']} and counts['test'] == 24
     config = ConfigDict(json.loads((workdir / 'config.json').read_text()), convert_dict=True)
-    made = plan.make(config, epath.Path(workdir))
-    parts = [{part.name(i) for i in range(len(part))} for part in (made.train_source, made.held_out, made.test_source)]
+    made = open_run(settings.read(config), epath.Path(workdir)).images
+    parts = [{part.name(i) for i in range(len(part))} for part in (made.train, made.held_out, made.test)]
     assert [len(part) for part in parts] == [counts[name] for name in ('training', 'held-out', 'test')]
     assert set.union(*parts) == {str(path) for path in tiny_folder.rglob('*.jpg')}  # 72 files: no two parts share one
 
@@ -184,7 +186,7 @@ def test_report_html_stands_alone(finished):
     workdir, _ = finished
     page = (workdir / 'report.html').read_text()
     report = json.loads((workdir / 'report.json').read_text())
-    for figure in ('accuracy', 'training', 'ablation', 'activations', 'roc'):
+    for figure in ('accuracy', 'training', 'ablation', 'activations', 'regions'):
         assert (workdir / 'plots' / f'{figure}.png').exists()
     assert page.count('src="data:image/png;base64,') >= 5
     assert page.count('src=') == page.count('src="data:') and '<script' not in page and '<link' not in page

@@ -8,7 +8,12 @@ import pytest
 from etils import epath
 
 from configs import base
-from fixres_jax import phases, plan, trees
+from fixres_jax.core import trees
+from fixres_jax.data.sources import Splits
+from fixres_jax.evaluation import evaluate
+from fixres_jax.machines import sharding
+from fixres_jax.runs import phases, settings
+from fixres_jax.runs.run import open_run
 
 
 class Watched:
@@ -29,33 +34,42 @@ class Watched:
         return record
 
 
-SPLITS = ('train_source', 'held_out', 'test_source')
+SPLITS = ('train', 'held_out', 'test')
 
 
 def names(source):
     return {source.name(index) for index in range(len(source))}
 
 
+def with_settings(run, section='', **fields):
+    """Return a run with other values in its config, or in a section of it."""
+    s = run.settings
+    if section:
+        fields = {section: dataclasses.replace(getattr(s, section), **fields)}
+    return dataclasses.replace(run, settings=dataclasses.replace(s, **fields))
+
+
 def read_by(run):
     """Return the names of the images that each split gave since the last call."""
-    found = {split: getattr(run, split).read.copy() for split in SPLITS}
+    found = {split: getattr(run.images, split).read.copy() for split in SPLITS}
     for split in SPLITS:
-        getattr(run, split).read.clear()
+        getattr(run.images, split).read.clear()
     return found
 
 
 @pytest.fixture(scope='module')
 def recipe(tiny_folder, tmp_path_factory):
-    """The plan of a recipe that has trained, and which images the training read."""
+    """A run of the recipe that has trained, and which images the training read."""
     c = base.get_config()
     c.model.update(name='resnet18', width=8, bn_group_size=16)
     c.data.update(source=str(tiny_folder), held_out_fraction=0.25)
     c.train.update(resolution=40, epochs=4.0, batch_size=16, lr=0.1, lr_rule='none', schedule='cosine')
     c.test.update(resolutions=(32, 48, 56), batch_size=16)
     c.adapt.update(weight_decays=(1e-4,), max_iterations=200)
-    made = plan.make(c, epath.Path(tmp_path_factory.mktemp('recipe')))
-    made = dataclasses.replace(made, **{split: Watched(getattr(made, split)) for split in SPLITS})
-    made = dataclasses.replace(made, mesh=plan.sharding.make_mesh(jax.devices()[:1]))
+    made = open_run(settings.read(c), epath.Path(tmp_path_factory.mktemp('recipe')))
+    images = Splits(**{split: Watched(getattr(made.images, split)) for split in SPLITS})
+    runtime = dataclasses.replace(made.runtime, mesh=sharding.make_mesh(jax.devices()[:1]))
+    made = dataclasses.replace(made, images=images, runtime=runtime)
     phases.train_phase(made, {})
     return made, read_by(made)
 
@@ -67,7 +81,7 @@ def sweep(recipe):
 
 
 def test_the_parts_of_the_data_share_no_image(recipe, tiny_folder):
-    parts = [names(getattr(recipe[0], split)) for split in SPLITS]
+    parts = [names(getattr(recipe[0].images, split)) for split in SPLITS]
     assert min(map(len, parts)) >= 8  # none is empty
     files = {str(path) for path in tiny_folder.rglob('*.jpg')}
     assert set.union(*parts) == files and sum(map(len, parts)) == len(files)
@@ -76,23 +90,23 @@ def test_the_parts_of_the_data_share_no_image(recipe, tiny_folder):
 def test_each_phase_reads_the_images_that_it_may(recipe, sweep):
     """Training does not see what chooses, choosing does not see what tests."""
     run, training = recipe
-    assert training == {'train_source': names(run.train_source), 'held_out': set(), 'test_source': set()}
+    assert training == {'train': names(run.images.train), 'held_out': set(), 'test': set()}
     result, read = sweep
     assert read == {
-        'train_source': names(run.train_source), 'held_out': names(run.held_out), 'test_source': set()
+        'train': names(run.images.train), 'held_out': names(run.images.held_out), 'test': set()
     }  # fmt: skip
     results = {'train': {}, 'sweep': result}
     read_by(run)
     phases.adapt_phase(run, results)
-    assert not read_by(run)['test_source']
+    assert not read_by(run)['test']
     phases.evaluate_phase(run, results)
-    assert read_by(run) == {'train_source': set(), 'held_out': set(), 'test_source': names(run.test_source)}
+    assert read_by(run) == {'train': set(), 'held_out': set(), 'test': names(run.images.test)}
 
 
 def test_the_sweep_chooses_by_what_follows_adaptation(recipe, sweep):
     result, _ = sweep
-    run, count = recipe[0], len(recipe[0].train_source)
-    assert result['count'] == len(run.held_out) and result['images_used'] == count
+    run, count = recipe[0], len(recipe[0].images.train)
+    assert result['count'] == len(run.images.held_out) and result['images_used'] == count
     after = {p['resolution']: p for p in result['points'] if p['network'] == 'after'}
     assert after.keys() == {32, 48, 56}
     allowed = {size: point for size, point in after.items() if size >= 40}
@@ -105,15 +119,16 @@ def test_the_sweep_chooses_by_what_follows_adaptation(recipe, sweep):
 
 def test_what_the_sweep_keeps_are_the_networks_that_it_scored(recipe, sweep):
     run, (result, _) = recipe[0], sweep
-    before = phases._load(run, 'train')
+    before = run.network('train')
     own = phases._adapted_in_sweep(run, run.workdir, before)
     assert own.keys() == {32, 48, 56}
     scores = {(p['network'], p['resolution']): p['top1'] for p in result['points']}
-    for size, variables in own.items():
-        found = phases._evaluate(run, {'before': before, 'after': variables}, run.held_out, (size,), 'check')
+    for size, network in own.items():
+        networks = {'before': before, 'after': network}
+        found = evaluate.evaluate(networks, run.images.held_out, run.test_transforms((size,)), run.feed('check'))
         for point in found['points']:
             assert point['top1'] == pytest.approx(scores[point['network'], size])
-        new, old = trees.flatten(variables), trees.flatten(before)
+        new, old = trees.flatten(network.variables), trees.flatten(before.variables)
         changed = {name for name in old if not np.array_equal(new[name], old[name])}
         layer = 'batch_stats/layer4/1/bn2'
         assert changed in (set(), {f'{layer}/mean', f'{layer}/var', 'params/fc/kernel', 'params/fc/bias'})
@@ -122,10 +137,10 @@ def test_what_the_sweep_keeps_are_the_networks_that_it_scored(recipe, sweep):
 
 def test_the_sweep_takes_no_more_images_than_it_may(recipe):
     run = recipe[0]
-    count = len(run.train_source)
-    assert phases.some(dataclasses.replace(run, sweep_images=count), run.train_source) is run.train_source
-    few = dataclasses.replace(run, sweep_images=count - 1)
-    picked = [phases.some(dataclasses.replace(few, seed=seed), run.train_source).indices for seed in (0, 0, 1)]
+    count = len(run.images.train)
+    assert phases._compared(with_settings(run, 'adapt', sweep_images=count)) is run.images.train
+    few = with_settings(run, 'adapt', sweep_images=count - 1)
+    picked = [phases._compared(with_settings(few, seed=seed)).indices for seed in (0, 0, 1)]
     assert [len(indices) for indices in picked] == [count - 1] * 3
     assert all((np.diff(indices) > 0).all() and indices[-1] < count for indices in picked)
     np.testing.assert_array_equal(picked[0], picked[1])
@@ -133,42 +148,43 @@ def test_the_sweep_takes_no_more_images_than_it_may(recipe):
 
 
 def test_a_resolution_that_is_given_is_taken_and_reads_nothing(recipe):
-    run = dataclasses.replace(recipe[0], test_resolution=72)
+    run = with_settings(recipe[0], 'test', resolution=72)
     read_by(run)  # what the tests before this one have read
     assert phases.sweep_phase(run, {}) == {'test_resolution': 72, 'chosen_on': 'given'}
     assert not any(read_by(run).values())
 
 
 def test_a_recipe_that_fine_tunes_chooses_by_the_network_as_it_is(recipe, sweep):
-    run = dataclasses.replace(recipe[0], adaptation='finetune')
+    run = with_settings(recipe[0], adaptation='finetune')
     read_by(run)
     result = phases.sweep_phase(run, {})
     before = {p['resolution']: p['top1'] for p in sweep[0]['points'] if p['network'] == 'before'}
     assert {p['resolution']: p['top1'] for p in result['points']} == pytest.approx(before)
     assert result['test_resolution'] == max((48, 56), key=lambda size: before[size]) or before[48] == before[56]
     read = read_by(run)
-    assert read['held_out'] == names(run.held_out) and not read['train_source'] | read['test_source']
+    assert read['held_out'] == names(run.images.held_out) and not read['train'] | read['test']
     unseen = {True: 'held-out training images', False: 'training images that the trunk may have seen'}
-    assert result['chosen_on'] == unseen[run.adapting.unseen] == sweep[0]['chosen_on'] == unseen[True]
-    seen = dataclasses.replace(run, adapting=dataclasses.replace(run.adapting, unseen=False))
+    assert result['chosen_on'] == unseen[run.adaptation.unseen] == sweep[0]['chosen_on'] == unseen[True]
+    seen = dataclasses.replace(run, adaptation=dataclasses.replace(run.adaptation, unseen=False))
     assert phases.sweep_phase(seen, {})['chosen_on'] == unseen[False]
 
 
 def test_the_sweep_makes_no_copies_and_the_adaptation_those_of_the_config(recipe, sweep):
-    run = dataclasses.replace(recipe[0], adapting=dataclasses.replace(recipe[0].adapting, copies=2))
+    run = dataclasses.replace(recipe[0], adaptation=dataclasses.replace(recipe[0].adaptation, copies=2))
     assert phases._adapted_sweep(run)['images_seen'] == sweep[0]['images_seen']
     record = phases.adapt_phase(run, {'train': {}, 'sweep': {'test_resolution': 48}})
-    batches = -(-2 * len(run.train_source) // 16)
+    batches = -(-2 * len(run.images.train) // 16)
     assert record['images_seen'] == sweep[0]['adaptations']['48']['images_seen'] + 16 * batches
 
 
 def test_the_sweep_fits_no_classifier_to_the_held_out_images(recipe):
     """Held-out images under wrong labels: a classifier fitted to those would get them right."""
     run, _ = recipe
-    relabelled = dataclasses.replace(run.held_out._source, new_labels=np.array([1, 2, 3, 0], np.int32))
-    adapting = dataclasses.replace(run.adapting, unseen=False, weight_decays=(0.0,))  # nothing is chosen
-    run = dataclasses.replace(run, adapting=adapting)
-    honest, misled = (phases._adapted_sweep(part) for part in (run, dataclasses.replace(run, held_out=relabelled)))
+    relabelled = dataclasses.replace(run.images.held_out._source, new_labels=np.array([1, 2, 3, 0], np.int32))
+    adaptation = dataclasses.replace(run.adaptation, unseen=False, weight_decays=(0.0,))  # nothing is chosen
+    run = dataclasses.replace(run, adaptation=adaptation)
+    misled = dataclasses.replace(run, images=dataclasses.replace(run.images, held_out=relabelled))
+    honest, misled = (phases._adapted_sweep(part) for part in (run, misled))
     right, wrong = ([p['top1'] for p in found['points'] if p['network'] == 'after'] for found in (honest, misled))
     assert np.mean(right) > 50 and max(wrong) < 40
 

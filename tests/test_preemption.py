@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fixres_jax import checkpoint
+from fixres_jax.weights import checkpoint
 from test_main import ENVIRONMENT, ROOT, SMALL, main
 
 SECONDS = 30  # that a scheduler leaves between the notice and the end

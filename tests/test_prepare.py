@@ -13,8 +13,8 @@ from PIL import Image
 
 from conftest import pattern
 from fixres_jax import prepare
-from fixres_jax.data import decoding, jpeg, shards, sources
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.core.errors import RunError, UsageError
+from fixres_jax.data import decoding, jpeg, preparation, shards, sources
 
 
 def encode(image: Image.Image, kind: str = 'JPEG', **options) -> bytes:
@@ -42,11 +42,11 @@ def folder(tmp_path):
 def test_convert_changes_only_what_it_must():
     photo = Image.fromarray(pattern(120, 160))
     for encoded in (encode(photo), encode(photo.convert('L')), encode(photo, 'PNG')):
-        assert prepare.convert(encoded, '', 0, 0, 95) == (encoded, (160, 120))
-        assert prepare.convert(encoded, '', 0, 120, 95) == (encoded, (160, 120))  # never enlarged
+        assert preparation.convert(encoded, '', 0, 0, 95) == (encoded, (160, 120))
+        assert preparation.convert(encoded, '', 0, 120, 95) == (encoded, (160, 120))  # never enlarged
     for mode, kind in (('CMYK', 'JPEG'), ('P', 'PNG'), ('RGBA', 'PNG')):
         original = encode(photo.convert(mode), kind)
-        encoded, size = prepare.convert(original, '', 0, 0, 95)
+        encoded, size = preparation.convert(original, '', 0, 0, 95)
         image = Image.open(io.BytesIO(encoded))
         assert (image.format, image.mode, image.size, size) == ('JPEG', 'RGB', (160, 120), (160, 120))
         difference = np.asarray(image, int) - np.asarray(decoding.decode(original, '', 0), int)
@@ -57,7 +57,7 @@ def test_shorter_side_is_resized_with_rows_that_can_be_skipped():
     for size, expected in (((300, 200), (144, 96)), ((200, 300), (96, 144))):
         photo = Image.fromarray(pattern(size[1], size[0]))
         for mode in ('RGB', 'L'):
-            encoded, original = prepare.convert(encode(photo.convert(mode)), '', 0, 96, 95)
+            encoded, original = preparation.convert(encode(photo.convert(mode)), '', 0, 96, 95)
             image = Image.open(io.BytesIO(encoded))
             assert image.size == expected and image.mode == mode and original == size
             assert jpeg.layout(encoded).restarts

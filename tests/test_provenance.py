@@ -10,8 +10,11 @@ import pytest
 from etils import epath
 
 from configs import base
-from fixres_jax import checkpoint, models, phases, plan, provenance, recipe, state
-from fixres_jax.errors import UsageError
+from fixres_jax import models
+from fixres_jax.core.errors import UsageError
+from fixres_jax.runs import phases, provenance, recipe, settings
+from fixres_jax.runs.run import open_run
+from fixres_jax.weights import checkpoint
 
 MODEL = models.create('resnet18', 4, width=8)
 CLASSES = ['ant', 'bee', 'cat', 'dog']
@@ -36,7 +39,7 @@ def config(data):
 
 
 def draw(model):
-    return jax.device_get(jax.jit(lambda: state.init_variables(model, jax.random.key(0)))())
+    return jax.device_get(jax.jit(lambda: model.init(jax.random.key(0)))())
 
 
 @pytest.fixture(scope='module')
@@ -51,15 +54,15 @@ def copy(config, **fields):
 
 
 def make(config, folder='plan'):
-    return plan.make(config, epath.Path(config.data.source).parent / folder)
+    return open_run(settings.read(config), epath.Path(config.data.source).parent / folder)
 
 
 def trained(config, variables, folder):
     """Leave the network that a run of this config would have trained, and return where; and the names it has seen."""
     made = make(copy(config, task='train'))
     directory = epath.Path(config.data.source).parent / folder
-    checkpoint.save_model(directory, variables, made.metadata)
-    return str(directory), names(made.train_source)
+    checkpoint.save_model(directory, variables, made.start.about)
+    return str(directory), names(made.images.train)
 
 
 def names(source):
@@ -72,8 +75,8 @@ def adapting(config, network, caplog):
     with caplog.at_level('INFO', logger='fixres_jax'):
         made = make(copy(config, task='adapt', init_from=network))
     said = [record.getMessage() for record in caplog.records if 'may have seen' in record.getMessage()]
-    assert len(said) == (not made.adapting.unseen)
-    assert made.adapting.solver == ('lbfgs' if made.adapting.unseen else 'sgd')
+    assert len(said) == (not made.adaptation.unseen)
+    assert made.adaptation.solver == ('lbfgs' if made.adaptation.unseen else 'sgd')
     return made, ''.join(said)
 
 
@@ -85,9 +88,9 @@ def heard(monkeypatch):
 def test_held_out_images_of_the_same_split_are_unseen(config, variables, caplog):
     network, seen = trained(config, variables, 'network')
     made, _ = adapting(config, network, caplog)
-    assert made.adapting.unseen and len(made.held_out) and not names(made.held_out) & seen
+    assert made.adaptation.unseen and len(made.images.held_out) and not names(made.images.held_out) & seen
     moved = shutil.copytree(config.data.source, f'{config.data.source}_moved')
-    assert adapting(copy(config, data__source=str(moved)), network, caplog)[0].adapting.unseen
+    assert adapting(copy(config, data__source=str(moved)), network, caplog)[0].adaptation.unseen
 
 
 def test_training_on_with_another_seed_is_remembered(config, variables, caplog):
@@ -95,23 +98,23 @@ def test_training_on_with_another_seed_is_remembered(config, variables, caplog):
     first, seen = trained(config, variables, 'first')
     second, more = trained(copy(config, init_from=first, seed=1), variables, 'second')
     made, said = adapting(copy(config, seed=1), second, caplog)
-    assert names(made.held_out) & seen and not names(made.held_out) & more
-    assert not made.adapting.unseen and 'trained on' in said and '(seed 0)' in said
+    assert names(made.images.held_out) & seen and not names(made.images.held_out) & more
+    assert not made.adaptation.unseen and 'trained on' in said and '(seed 0)' in said
     assert len(checkpoint.load_metadata(second)['trained_on']) == 2
     same, _ = trained(copy(config, init_from=first), variables, 'same')
-    assert adapting(config, same, caplog)[0].adapting.unseen
+    assert adapting(config, same, caplog)[0].adaptation.unseen
 
 
 def test_a_file_added_between_training_and_adaptation_lets_no_seen_image_choose(config, variables, data, caplog):
     network, seen = trained(config, variables, 'network')
-    held_before = names(make(config).held_out)
+    held_before = names(make(config).images.held_out)
     outcomes = set()
     for number in range(8):
         shutil.copy(data / 'train' / 'bee' / 'train_00.jpg', data / 'train' / 'bee' / f'a{number}.jpg')
         made, _ = adapting(config, network, caplog)
-        assert not names(made.held_out) & seen
-        assert made.adapting.unseen == (names(made.held_out) == held_before)
-        outcomes.add(made.adapting.unseen)
+        assert not names(made.images.held_out) & seen
+        assert made.adaptation.unseen == (names(made.images.held_out) == held_before)
+        outcomes.add(made.adaptation.unseen)
     assert outcomes == {True, False}
 
 
@@ -120,34 +123,34 @@ def test_another_content_of_the_list_is_noticed(config, variables, tmp_path, cap
     listed.write_text('ant/train_00.jpg\nbee/train_00.jpg\n')
     config = copy(config, data__held_out_list=str(listed))
     network, seen = trained(config, variables, 'network')
-    assert adapting(config, network, caplog)[0].adapting.unseen
+    assert adapting(config, network, caplog)[0].adaptation.unseen
     listed.write_text('ant/train_00.jpg\nbee/train_01.jpg\n')
     made, said = adapting(config, network, caplog)
-    assert names(made.held_out) & seen and not made.adapting.unseen and '2 other images held out' in said
+    assert names(made.images.held_out) & seen and not made.adaptation.unseen and '2 other images held out' in said
 
 
 def test_another_number_of_drawings_is_noticed(config, variables, caplog):
     root = epath.Path(config.data.source).parent
     config = copy(config, data__source='drawings', data__drawings__train=36, data__drawings__val=9)
-    metadata = plan.make(copy(config, task='train'), root / 'train').metadata
+    metadata = open_run(settings.read(copy(config, task='train')), root / 'train').start.about
     checkpoint.save_model(root / 'network', draw(models.create('resnet18', 9, width=8)), metadata)
     for count, unseen in ((36, True), (200, False)):
         config = copy(config, task='adapt', init_from=str(root / 'network'), data__drawings__train=count)
-        assert plan.make(config, root / f'adapt{count}').adapting.unseen == unseen
+        assert open_run(settings.read(config), root / f'adapt{count}').adaptation.unseen == unseen
 
 
 def test_weights_without_a_record_may_have_seen_everything(config, variables, tmp_path, caplog):
     about = {'architecture': 'resnet18', 'width': 8, 'num_classes': 4}
     checkpoint.save_model(epath.Path(tmp_path) / 'imported', variables, about)
     made, said = adapting(config, str(tmp_path / 'imported'), caplog)
-    assert not made.adapting.unseen and 'carries no record' in said
+    assert not made.adaptation.unseen and 'carries no record' in said
     network, _ = trained(copy(config, init_from=str(tmp_path / 'imported')), variables, 'further')
     made, said = adapting(config, network, caplog)
-    assert not made.adapting.unseen and 'carries no record' in said
-    assert provenance.why_seen([], made.held_out) == ''
+    assert not made.adaptation.unseen and 'carries no record' in said
+    assert provenance.why_seen([], made.images.held_out) == ''
     # A network that an adaptation left has seen what that adaptation was fitted on too.
-    assert made.adapted_metadata['trained_on'] == checkpoint.load_metadata(network)['trained_on']
-    other = adapting(copy(config, seed=1), network, caplog)[0].adapted_metadata['trained_on']
+    assert made.adapted_about['trained_on'] == checkpoint.load_metadata(network)['trained_on']
+    other = adapting(copy(config, seed=1), network, caplog)[0].adapted_about['trained_on']
     assert [record and record['selection']['seed'] for record in other] == [None, 0, 1]
 
 
@@ -170,7 +173,7 @@ def test_a_run_goes_on_with_its_own_images_or_not_at_all(config, data, tmp_path,
     with pytest.raises(UsageError) as error:
         recipe.run(config, tmp_path / 'run')
     assert before == {file: file.read_bytes() for file in (tmp_path / 'run').rglob('*') if file.is_file()}
-    then, now = json.loads((tmp_path / 'run' / 'run.json').read_text())['images'], make(config).images
+    then, now = json.loads((tmp_path / 'run' / 'run.json').read_text())['images'], provenance.parts(make(config).images)
     (part,) = (part for part in then if then[part] != now[part])
     assert f'began with {then[part]["count"]} {part} images, now {then[part]["count"] + 1}.' in str(error.value)
     (data / 'train' / 'bee' / 'more.jpg').unlink()
@@ -202,7 +205,7 @@ def test_classes_in_another_order_are_the_same_classes(config, network):
     _, workdir = run(config, 'c', task='adapt', init_from=network, data__classes=backwards)
     assert checkpoint.load_metadata(workdir)['class_names'] == CLASSES
     made = make(copy(config, task='adapt', init_from=network, data__classes=backwards))
-    for source in (made.train_source, made.held_out, made.test_source):
+    for source in (made.images.train, made.images.held_out, made.images.test):
         assert source.class_names == tuple(CLASSES)
         for index in range(len(source)):
             assert f'/{CLASSES[source.labels[index]]}/' in source.name(index)
@@ -252,9 +255,9 @@ def test_classes_that_the_network_does_not_know_are_refused(config, network, dat
     with pytest.raises(UsageError, match=expected):
         make(copy(config, **fields))
     fresh = make(copy(config, **fields, reset_head=True))
-    assert fresh.metadata['class_names'] == ['ant', 'bee', 'cat', 'wolf'] and fresh.present is None
+    assert fresh.start.about['class_names'] == ['ant', 'bee', 'cat', 'wolf'] and fresh.present is None
     common = make(copy(config, **fields, data__classes=('cat', 'ant')))
-    assert common.metadata['class_names'] == CLASSES and common.present == (0, 2)
+    assert common.start.about['class_names'] == CLASSES and common.present == (0, 2)
 
 
 def test_a_long_difference_of_classes_is_cut():
@@ -271,7 +274,7 @@ def test_a_network_that_names_no_classes_goes_by_their_number(config, variables,
     checkpoint.save_model(epath.Path(tmp_path) / 'imported', variables, about)
     fields = {'init_from': str(tmp_path / 'imported'), 'task': 'evaluate'}
     backwards = make(copy(config, **fields, data__classes=tuple(reversed(CLASSES))))
-    assert backwards.test_source.class_names == tuple(reversed(CLASSES)) and backwards.present is None
+    assert backwards.images.test.class_names == tuple(reversed(CLASSES)) and backwards.present is None
     with pytest.raises(UsageError, match='has 4 classes and the data 3 .*Set model.num_classes=4'):
         make(copy(config, **fields, data__classes=('ant', 'bee', 'cat')))
 
@@ -280,4 +283,4 @@ def test_a_network_with_spare_outputs_needs_not_be_told_their_number(config):
     wide = copy(config, model__num_classes=7)
     network, _ = trained(wide, draw(models.create('resnet18', 7, width=8)), 'wide')
     made = make(copy(config, task='evaluate', init_from=network))
-    assert made.model.num_classes == 7 and made.metadata['class_names'] == CLASSES and made.present is None
+    assert made.start.model.num_classes == 7 and made.start.about['class_names'] == CLASSES and made.present is None

@@ -9,13 +9,28 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import base, quickstart
-from fixres_jax import analyze, checkpoint, embeddings, models, plan, recipe, rules, sections, settings, state, train
-from fixres_jax.errors import UsageError
+from fixres_jax import models
+from fixres_jax.adaptation import embeddings
+from fixres_jax.core import sections
+from fixres_jax.core.errors import UsageError
+from fixres_jax.runs import networks, phases, recipe, settings, tasks
+from fixres_jax.runs.run import open_run
+from fixres_jax.training import train
+from fixres_jax.training.optimization import Training
+from fixres_jax.weights import checkpoint
 
 
 @pytest.fixture
 def config():
     return quickstart.get_config()
+
+
+def kinds(kind=settings.Settings):
+    """Yield the sections of the config, the whole one first."""
+    yield kind
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            yield from kinds(field.type)
 
 
 def test_every_field_of_base_has_a_type_and_no_default():
@@ -29,24 +44,23 @@ def test_every_field_of_base_has_a_type_and_no_default():
             yield from fields(value, f'{prefix}{name}.') if isinstance(value, dict) else [f'{prefix}{name}']
 
     assert set(names(settings.Settings)) == set(fields(base.get_config().to_dict()))
-    for kind in (settings.Settings, *vars(sections).values()):
-        if isinstance(kind, type) and issubclass(kind, sections.Section):
-            assert kind.RULES.keys() <= {field.name for field in dataclasses.fields(kind)}
+    for kind in kinds():
+        assert kind.RULES.keys() <= {field.name for field in dataclasses.fields(kind)}
 
 
 def test_the_value_that_a_message_advises_works():
-    for kind in (settings.Settings, *vars(sections).values()):
-        if isinstance(kind, type) and issubclass(kind, sections.Section):
-            for name, rule in kind.RULES.items():
-                assert rule.holds(rule.works), (kind, name)
+    for kind in kinds():
+        for name in kind.RULES:
+            rule = kind.rule(name)
+            assert rule.holds(rule.works), (kind, name)
 
 
 def test_names_of_choices_are_those_of_the_code_that_takes_them():
-    assert set(settings.TASKS) == set(recipe.TASKS)
-    assert set(settings.STUDIES) == set(analyze.STUDIES)
-    assert set(settings.ADAPTATIONS.values()) <= set(recipe.PHASES)
-    assert set(sections.Adapt.RULES['cache_dtype'].choices) == set(embeddings.DTYPES)
-    assert set(sections.Model.RULES['dtype'].choices) == {'auto', *plan.DTYPES}
+    named = {phase for task in tasks.TASKS.values() for phase in task.phases} - {tasks.ADAPTATION}
+    assert named | set(tasks.ADAPTATIONS.values()) == set(phases.PHASES)
+    by_path = {kind.PATH: kind.RULES for kind in kinds()}
+    assert set(by_path['adapt.']['cache_dtype'].choices) == set(embeddings.DTYPES)
+    assert set(by_path['model.']['dtype'].choices) == {'auto', *networks.DTYPES}
 
 
 def test_values_take_the_type_of_their_field(config):
@@ -64,7 +78,7 @@ def test_values_take_the_type_of_their_field(config):
         (1, str),
     ):
         with pytest.raises(TypeError):
-            rules.convert(value, kind)
+            sections.convert(value, kind)
 
 
 def test_missing_and_unknown_fields_are_named(config):
@@ -98,7 +112,7 @@ def test_batch_norm_groups_that_do_not_fit_are_refused_with_ones_that_do(config,
     config.model.bn_group_size = group
     with pytest.raises(UsageError, match=advice):
         settings.read(config)
-    for fits in (sections.Train.largest_group(config.train, group), 0):
+    for fits in (Training.largest_group(config.train, group), 0):
         config.model.bn_group_size = fits
         settings.read(config)
 
@@ -110,15 +124,15 @@ def test_fine_tuning_takes_the_largest_group_that_fits_and_says_so(config, caplo
     o = settings.read(config).finetune
     model = models.create('resnet18', 4, width=8, bn_group_size=64)
     with caplog.at_level(logging.INFO, 'fixres_jax'):
-        assert train.regroup(model, o, 'finetune').bn_group_size == 48
+        assert train.regroup(model, o, 'finetune').module.bn_group_size == 48
     assert 'groups of 48 images, not model.bn_group_size=64, which does not divide the batch of 96' in caplog.text
-    assert train.regroup(model.clone(bn_group_size=32), o, 'finetune').bn_group_size == 32
-    assert train.regroup(model.clone(bn_group_size=None), o, 'finetune').bn_group_size is None
+    assert train.regroup(model.clone(bn_group_size=32), o, 'finetune').module.bn_group_size == 32
+    assert train.regroup(model.clone(bn_group_size=None), o, 'finetune').module.bn_group_size is None
 
 
 def test_fine_tuning_runs_with_a_batch_that_the_groups_do_not_divide(config, tiny_folder, tmp_path):
     model = models.create('resnet18', 4, width=8)
-    variables = jax.device_get(jax.jit(lambda: state.init_variables(model, jax.random.key(0)))())
+    variables = jax.device_get(jax.jit(lambda: model.init(jax.random.key(0)))())
     about = {'architecture': 'resnet18', 'width': 8, 'train_resolution': 32}
     checkpoint.save_model(epath.Path(tmp_path) / 'given', variables, about)
     config.update(task='finetune', init_from=str(tmp_path / 'given'))
@@ -134,7 +148,7 @@ def test_a_batch_larger_than_the_data_is_warned_of(config, tiny_folder, tmp_path
     monkeypatch.setattr(logging.getLogger('fixres_jax'), 'propagate', True)
     config.data.update(source=str(tiny_folder), held_out_fraction=0.25)
     config.train.update(batch_size=4096, epochs=1.0)
-    plan.make(config, epath.Path(tmp_path))
+    open_run(settings.read(config), epath.Path(tmp_path))
     assert 'train.batch_size=4096 is more than the 38 training images' in caplog.text
     assert 'has 1 steps. Give a smaller one, such as 8.' in caplog.text
 

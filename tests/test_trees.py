@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fixres_jax import trees
-from fixres_jax.errors import UsageError
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
 
 TREE = {
     'conv1': {'kernel': np.zeros((3, 3, 3, 8))},

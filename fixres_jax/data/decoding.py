@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from fixres_jax.core.errors import RunError
 from fixres_jax.data import jpeg
-from fixres_jax.errors import RunError
 
 MIN_SIDE = 4  # pixels; what is thinner is a spacer or a broken file, and would grow a thousandfold
 

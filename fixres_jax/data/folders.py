@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.core.errors import RunError, UsageError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 

@@ -16,9 +16,9 @@ import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
-from fixres_jax import files
+from fixres_jax.core import files
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data.folders import PackedStrings
-from fixres_jax.errors import RunError, UsageError
 
 MANIFEST, LABELS, NAMES = 'manifest.json', 'labels.npy', 'names.txt'
 FORMAT = 1

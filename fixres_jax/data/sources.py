@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from fixres_jax import files
+from fixres_jax.core import files
+from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.data import shards
 from fixres_jax.data.folders import ImageFolder, folders
-from fixres_jax.errors import UsageError, nearest
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
 TFDS = 'tfds:'
@@ -36,6 +36,21 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
     def name(self, index: int) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Hold the images of a run.
+
+    Attributes:
+      train: to train and adapt on.
+      held_out: kept from training, to choose on; None where nothing is.
+      test: the numbers come from these.
+    """
+
+    train: Source
+    held_out: Source | None
+    test: Source
 
 
 class WholeSource(Source, Protocol):
@@ -133,6 +148,14 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Subset:
     if indices.size and not 0 <= indices.min() <= indices.max() < len(source):
         raise UsageError(f'Indices {indices.min()} to {indices.max()} do not fit a source of {len(source)} records.')
     return Subset(source, indices.astype(np.int32), source.class_names)
+
+
+def sample(source: Source, num_records: int, seed: int) -> Source:
+    """Return that many records at random, in the source's order; the source itself when it has no more."""
+    if num_records >= len(source):
+        return source
+    picked = np.random.default_rng([seed, len(source)]).choice(len(source), num_records, replace=False)
+    return subset(source, np.sort(picked))
 
 
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets
 from etils import epath
 
-from fixres_jax.errors import RunError, UsageError, nearest
+from fixres_jax.core.errors import RunError, UsageError, nearest
 
 log = logging.getLogger('fixres_jax')
 

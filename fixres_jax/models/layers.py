@@ -10,12 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fixres_jax import trees
-from fixres_jax.errors import UsageError
-
-# torch's defaults, with which every released weight of the ResNet family was trained.
-BN_MOMENTUM = 0.1
-BN_EPSILON = 1e-5
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
 
 
 @jax.tree_util.register_static
@@ -135,10 +131,14 @@ class BatchNorm(nn.Module):
 
     Attributes:
       group_size: number of images that share statistics; None for the whole batch.
+      epsilon: added to the variance.
+      momentum: share of the new value in the running averages, as torch counts it.
       zero_scale: start from a scale of zero instead of one.
     """
 
-    group_size: int | None = None
+    group_size: int | None
+    epsilon: float
+    momentum: float
     zero_scale: bool = False
 
     @nn.compact
@@ -159,12 +159,12 @@ class BatchNorm(nn.Module):
                 running_mean.value, running_var.value = (value.mean((0, 1, 2, 3)) for value in (mean, var))
             elif not self.is_initializing():
                 count = size * x.shape[1] * x.shape[2]
-                _move(running_mean, mean)
-                _move(running_var, var * (count / (count - 1)))
+                _move(running_mean, mean, self.momentum)
+                _move(running_var, var * (count / (count - 1)), self.momentum)
         else:
             groups = x[None].astype(jnp.float32)
             mean, var = running_mean.value.reshape(per_channel), running_var.value.reshape(per_channel)
-        factor = lax.rsqrt(var + BN_EPSILON) * scale.reshape(per_channel)
+        factor = lax.rsqrt(var + self.epsilon) * scale.reshape(per_channel)
         y = (groups - mean) * factor + bias.reshape(per_channel)
         return y.reshape(x.shape).astype(x.dtype)
 
@@ -193,9 +193,9 @@ def _statistics(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
-def _move(running: nn.Variable, of_groups: jax.Array) -> None:
+def _move(running: nn.Variable, of_groups: jax.Array, momentum: float) -> None:
     """Move a running average towards the mean over the groups."""
-    running.value = (1 - BN_MOMENTUM) * running.value + BN_MOMENTUM * of_groups.mean((0, 1, 2, 3))
+    running.value = (1 - momentum) * running.value + momentum * of_groups.mean((0, 1, 2, 3))
 
 
 class Classifier(nn.Module):
