@@ -17,9 +17,9 @@ from typing import Any
 
 from absl import app, flags
 
-from fixres_jax import main as command_line
 from fixres_jax.core import command
 from fixres_jax.core.errors import RunError, UsageError, nearest
+from fixres_jax.runs import command_line
 
 STEPS = ('train', 'finetune', 'evaluate')
 ASSUMPTION = (
@@ -30,7 +30,7 @@ ASSUMPTION = (
 
 
 def define(values: flags.FlagValues) -> None:
-    """Define the flags of the dry run, beside those of `main`."""
+    """Define the flags of the dry run, beside those of a run."""
     images = 'for the hours; those of ImageNet.'
     for make, name, default, about in (
         (flags.DEFINE_string, 'topology', None, 'TPU topology, such as v5e:16x16 or v5p:2x2x1.'),

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from conftest import pattern
 from fixres_jax import advise, convert, dryrun, extract, main, models, prepare
 from fixres_jax.core import command
+from fixres_jax.runs import command_line
 from fixres_jax.weights import checkpoint
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')  # of ml_collections
@@ -344,11 +345,11 @@ def _own_log():
 def flags_of(program, arguments, required=('config',)):
     """Parse a command line as `main` or `dryrun` does."""
     values, argv = flags.FlagValues(), [program, *arguments]
-    main.define(values, argv)
+    command_line.define(values, argv)
     if program == 'dryrun':
         dryrun.define(values)
     sys.modules.pop('config_config', None)  # ml_collections gives every config file this name
-    main.parse(argv, required, values)
+    command_line.parse(argv, required, values)
     return values
 
 

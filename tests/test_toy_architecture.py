@@ -37,9 +37,11 @@ class Toy(nn.Module):
     @nn.compact
     def __call__(self, images, mode):
         x = nn.relu(
-            layers.Conv(self.width, 3, 2, name='begin')(layers.normalize(images, self.mean, self.std, self.dtype))
+            layers.Conv(self.width, 3, 2, padding=layers.symmetric, name='begin')(
+                layers.normalize(images, self.mean, self.std, self.dtype)
+            )
         )
-        x = layers.Conv(2 * self.width, 3, 2, name='middle')(x)
+        x = layers.Conv(2 * self.width, 3, 2, padding=layers.symmetric, name='middle')(x)
         x = nn.relu(layers.BatchNorm(self.bn_group_size, EPSILON, momentum=0.3, name='norm')(x, mode))
         embedding = x.astype(jnp.float32).mean((1, 2))
         return layers.Classifier(self.num_classes, name='head')(embedding), {'features': x, 'embedding': embedding}

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -81,13 +81,19 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
+def symmetric(side: int) -> tuple[int, int]:
+    """Return torch's usual padding of an odd kernel: half of it on both ends."""
+    return side // 2, side // 2
+
+
 class Conv(nn.Module):
-    """Convolve without bias, with torch's explicit symmetric padding, in the dtype of the input.
+    """Convolve without bias, in the dtype of the input.
 
     Attributes:
       features: number of output channels.
-      kernel_size: pixels of the square kernel's side, odd; the padding is half of it on every side.
+      kernel_size: pixels of the square kernel's side, odd.
       stride: of both axes.
+      padding: function of the kernel's side -> pixels before and after each axis, such as `symmetric`.
       groups: of channels, as in ResNeXt.
     """
 
@@ -95,6 +101,7 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     groups: int = 1
+    padding: Callable[[int], tuple[int, int]] = dataclasses.field(kw_only=True)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -113,7 +120,7 @@ class Conv(nn.Module):
             x,
             kernel,
             window_strides=(self.stride, self.stride),
-            padding=((side // 2, side // 2), (side // 2, side // 2)),
+            padding=(self.padding(side), self.padding(side)),
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
             feature_group_count=self.groups,
         )

@@ -12,6 +12,7 @@ from fixres_jax.models import layers
 
 # torch's defaults, with which every released weight of the family was trained.
 BatchNorm = functools.partial(layers.BatchNorm, epsilon=1e-5, momentum=0.1)
+Conv = functools.partial(layers.Conv, padding=layers.symmetric)
 # What the backward pass may compute again instead of keeping it.
 REMAT = ('', 'block', 'stage')
 
@@ -25,7 +26,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        x = layers.Conv(self.features, 1, self.stride, name='0')(x)
+        x = Conv(self.features, 1, self.stride, name='0')(x)
         return BatchNorm(self.bn_group_size, name='1')(x, mode)
 
 
@@ -51,9 +52,9 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        y = layers.Conv(self.inner, 3, self.stride, self.groups, name='conv1')(x)
+        y = Conv(self.inner, 3, self.stride, self.groups, name='conv1')(x)
         y = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(y, mode))
-        y = layers.Conv(self.planes, 3, groups=self.groups, name='conv2')(y)
+        y = Conv(self.planes, 3, groups=self.groups, name='conv2')(y)
         y = BatchNorm(self.bn_group_size, zero_scale=self.zero_init_residual, name='bn2')(y, mode)
         if x.shape[-1] != self.planes:
             x = Downsample(self.planes, self.stride, self.bn_group_size, name='downsample')(x, mode)
@@ -74,11 +75,11 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
         features = self.planes * self.expansion
-        y = layers.Conv(self.inner, 1, name='conv1')(x)
+        y = Conv(self.inner, 1, name='conv1')(x)
         y = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(y, mode))
-        y = layers.Conv(self.inner, 3, self.stride, self.groups, name='conv2')(y)
+        y = Conv(self.inner, 3, self.stride, self.groups, name='conv2')(y)
         y = nn.relu(BatchNorm(self.bn_group_size, name='bn2')(y, mode))
-        y = layers.Conv(features, 1, name='conv3')(y)
+        y = Conv(features, 1, name='conv3')(y)
         y = BatchNorm(self.bn_group_size, zero_scale=self.zero_init_residual, name='bn3')(y, mode)
         if x.shape[-1] != features:
             x = Downsample(features, self.stride, self.bn_group_size, name='downsample')(x, mode)
@@ -149,7 +150,7 @@ class ResNet(nn.Module):
           UsageError: when batch statistics are asked of a batch that `bn_group_size` does not divide.
         """
         x = layers.normalize(images, self.mean, self.std, self.dtype)
-        x = layers.Conv(self.width, 7, 2, name='conv1')(x)
+        x = Conv(self.width, 7, 2, name='conv1')(x)
         x = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(x, mode))
         x = layers.max_pool(x)
         make_stage = nn.remat(Stage) if self.remat == 'stage' else Stage
