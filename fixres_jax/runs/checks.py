@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 from fixres_jax import models
-from fixres_jax.machines import processes
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.progress import log
+from fixres_jax.machines import processes
 from fixres_jax.models import Model
 from fixres_jax.training.optimization import Optimization, count_steps
-from fixres_jax.core.progress import log
 
 
 def layers(model: Model, optimizations: Mapping[str, Optimization]) -> None:

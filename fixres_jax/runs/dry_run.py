@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fixres_jax import models
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
-from fixres_jax import models
-from fixres_jax.runs import networks
-from fixres_jax.training import state, train
 from fixres_jax.machines.chips import Chip
-from fixres_jax.training.optimization import Optimization
-from fixres_jax.runs.run import default_resolutions
 from fixres_jax.machines.runtime import Runtime
+from fixres_jax.runs import networks
+from fixres_jax.runs.run import default_resolutions
 from fixres_jax.runs.settings import Settings
+from fixres_jax.training import state, train
+from fixres_jax.training.optimization import Optimization
 
 STEPS = ('train', 'finetune', 'evaluate')
 

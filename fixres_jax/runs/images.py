@@ -4,9 +4,9 @@ from typing import Any
 
 from etils import epath
 
+from fixres_jax.core.errors import UsageError
 from fixres_jax.data import drawings, sources
 from fixres_jax.data.sources import Splits
-from fixres_jax.core.errors import UsageError
 from fixres_jax.runs.settings import Settings
 from fixres_jax.runs.tasks import TASKS
 

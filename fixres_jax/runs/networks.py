@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from fixres_jax import __version__, models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.models import Model, Variables
-from fixres_jax.weights.network import Network
-from fixres_jax.training.optimization import Finetuning
 from fixres_jax.core.progress import log
+from fixres_jax.models import Model, Variables
 from fixres_jax.runs.settings import Settings
+from fixres_jax.training.optimization import Finetuning
+from fixres_jax.weights.network import Network
 
 DEFAULT_NAME = 'resnet50'  # where neither the config nor a given network says
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}

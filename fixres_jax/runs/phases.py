@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from fixres_jax.adaptation import adapt
-from fixres_jax.evaluation import evaluate, outputs
-from fixres_jax.core import files
-from fixres_jax.weights import network
-from fixres_jax.machines import processes
 from fixres_jax import studies
-from fixres_jax.training import train
+from fixres_jax.adaptation import adapt
+from fixres_jax.core import files
+from fixres_jax.core.errors import UsageError
+from fixres_jax.core.progress import log
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
-from fixres_jax.core.errors import UsageError
-from fixres_jax.weights.network import Network
-from fixres_jax.core.progress import log
+from fixres_jax.evaluation import evaluate, outputs
+from fixres_jax.machines import processes
 from fixres_jax.report import environment, html, report
 from fixres_jax.runs.run import Run
-from fixres_jax.studies import STUDIES, Pair, Subject
 from fixres_jax.runs.tasks import ADAPTATIONS
+from fixres_jax.studies import STUDIES, Pair, Subject
+from fixres_jax.training import train
+from fixres_jax.weights import network
+from fixres_jax.weights.network import Network
 
 Results = Mapping[str, dict[str, Any]]  # phase -> what it left as <phase>.json
 

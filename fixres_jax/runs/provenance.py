@@ -8,10 +8,10 @@ not noticed. None stands for a training of which nothing is known, such as that 
 from collections.abc import Sequence
 from typing import Any
 
-from fixres_jax.data import sources
-from fixres_jax.data.sources import Source, Splits
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.data import sources
+from fixres_jax.data.sources import Source, Splits
 
 Training = dict[str, Any] | None
 

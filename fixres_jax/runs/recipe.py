@@ -10,10 +10,10 @@ import jax
 from etils import epath
 
 from fixres_jax.core import files
+from fixres_jax.core.progress import duration, log
 from fixres_jax.machines import processes
 from fixres_jax.runs import provenance, settings
 from fixres_jax.runs.phases import PHASES
-from fixres_jax.core.progress import duration, log
 from fixres_jax.runs.run import Run, open_run
 from fixres_jax.runs.workdir import check_restore_step, claim, hold
 

@@ -6,23 +6,23 @@ from typing import Any
 
 from etils import epath
 
-from fixres_jax.runs import checks, networks, provenance, settings
 from fixres_jax import models
-from fixres_jax.weights import network
-from fixres_jax.machines import sharding
 from fixres_jax.adaptation.adapt import Adaptation
+from fixres_jax.core.errors import UsageError
+from fixres_jax.core.progress import log
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.sources import Splits
 from fixres_jax.data.transforms import Transform
-from fixres_jax.core.errors import UsageError
-from fixres_jax.runs.images import open_images, selection
-from fixres_jax.weights.network import Network
-from fixres_jax.training.optimization import Finetuning
-from fixres_jax.core.progress import log
+from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.runs import checks, networks, provenance, settings
+from fixres_jax.runs.images import open_images, selection
 from fixres_jax.runs.settings import Settings
 from fixres_jax.runs.tasks import TASKS
+from fixres_jax.training.optimization import Finetuning
 from fixres_jax.training.train import Writing
+from fixres_jax.weights import network
+from fixres_jax.weights.network import Network
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,19 +3,19 @@
 import dataclasses
 from typing import Any
 
-from fixres_jax.core import sections
-from fixres_jax.machines import sharding
 from fixres_jax.adaptation.adapt import AdaptationSection
-from fixres_jax.data.reading import Reading
+from fixres_jax.core import sections
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.sections import Section
+from fixres_jax.data.reading import Reading
 from fixres_jax.evaluation.evaluate import Evaluation
+from fixres_jax.evaluation.outputs import Extraction
+from fixres_jax.machines import sharding
 from fixres_jax.models import Architecture
 from fixres_jax.models.options import Options
-from fixres_jax.training.optimization import Finetuning, Optimization, Training
-from fixres_jax.evaluation.outputs import Extraction
-from fixres_jax.core.sections import Section
-from fixres_jax.studies import STUDIES, Analysis
 from fixres_jax.runs.tasks import ADAPTATION, ADAPTATIONS, TASKS
+from fixres_jax.studies import STUDIES, Analysis
+from fixres_jax.training.optimization import Finetuning, Optimization, Training
 
 MAX_SEED = 2**31 - 1
 

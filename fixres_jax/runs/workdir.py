@@ -12,8 +12,8 @@ from etils import epath
 
 from fixres_jax import __version__
 from fixres_jax.core import files, trees
-from fixres_jax.machines import processes
 from fixres_jax.core.errors import UsageError
+from fixres_jax.machines import processes
 
 CONFIG, RUN = 'config.json', 'run.json'  # the config; the version of the program and the images that the run has
 
@@ -116,7 +116,9 @@ def _versions(begun: dict[str, Any] | None) -> str:
 def _changes(earlier: dict[str, Any], config: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     """Say which fields differ, in words; those that may, and those that are new and have their default, do not."""
     current = trees.flatten(config)
-    earlier_values = {name: value for name, value in trees.flatten(defaults).items() if name in current} | trees.flatten(earlier)
+    earlier_values = {
+        name: value for name, value in trees.flatten(defaults).items() if name in current
+    } | trees.flatten(earlier)
     names = (current.keys() | earlier_values.keys()) - {field.replace('.', '/') for field in EXECUTION_FIELDS}
     changed = sorted(name for name in names if current.get(name) != earlier_values.get(name))
     return [f'{name.replace("/", ".")} was {earlier_values.get(name)!r}, now {current.get(name)!r}' for name in changed]
