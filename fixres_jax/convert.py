@@ -1,12 +1,16 @@
 """Torch weights in and out: `python -m fixres_jax.convert resnet50 weights.pth OUT`; --help names the options."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from fixres_jax import __version__, models
 from fixres_jax.core import command, files
@@ -48,7 +52,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     try:
         network.save(folder, Network(model, variables, metadata))
     except RunError:
-        folder.rmtree(missing_ok=True)  # half a network, which would be in the way of the next attempt
+        _remove(folder)  # half a network, which would be in the way of the next attempt
         raise
     head = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
     return f'{head}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
@@ -66,6 +70,16 @@ def _usual(architecture: Architecture) -> dict[str, Any]:
         'interpolation': architecture.interpolation,
         'crop': 'torchvision',
     }
+
+
+def _remove(folder: epath.Path) -> None:
+    """Remove a folder that threads of orbax may still be writing to: until it stays away."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            folder.rmtree(missing_ok=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
 
 
 def _refuse_part(state_dict: Mapping[str, Any], path: str, name: str) -> None:

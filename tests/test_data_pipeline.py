@@ -1,10 +1,12 @@
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -81,6 +83,24 @@ def test_copies_share_a_batch_and_differ(source):
 @pytest.mark.parametrize('workers', [1, 2])
 def test_workers_change_nothing(source, workers):
     assert_equal(train(source), train(source, workers=workers))
+
+
+def test_a_reader_process_is_started_with_interrupts_blocked(source):
+    """Ctrl-C reaches it too, and before it can ignore that, Python would print a traceback of its own start."""
+    batches = pipeline.train_batches(
+        source, TRAIN, Readers(workers=2), batch_size=16, seed=0, start_step=0, num_steps=99
+    )
+    next(batches)
+    masks = []
+    for status in pathlib.Path('/proc').glob('[0-9]*/status'):
+        with contextlib.suppress(OSError):
+            fields = dict(line.split(':\t', 1) for line in status.read_text().splitlines() if ':\t' in line)
+            command = (status.parent / 'cmdline').read_bytes()
+            if int(fields['PPid']) == os.getpid() and b'spawn_main' in command:
+                masks.append(int(fields['SigBlk'], 16))
+    batches.close()
+    assert len(masks) == 2 and all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # here it is heard
 
 
 def test_threads_chunks_and_batch_size_change_nothing(source, monkeypatch):

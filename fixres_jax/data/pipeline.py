@@ -11,6 +11,7 @@ import functools
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -298,6 +299,7 @@ def _leave_interrupts(worker: int, num_workers: int) -> None:
 @contextlib.contextmanager
 def _born_deaf() -> Iterator[None]:
     """Start processes in the block with Ctrl-C blocked: a process cannot ignore it while Python itself starts."""
+    resource_tracker.ensure_running()  # The first process starts it, and its start unblocks Ctrl-C.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -311,10 +313,11 @@ def _join(
     num_batches: int,
     starting: Callable[[], contextlib.AbstractContextManager[None]],
 ) -> Iterator[Batch]:
-    chunks = iter(data)
+    # These and the first batch start the reader processes, and the threads that do.
+    with starting():
+        chunks = iter(data)
     try:
         for number in range(num_batches):
-            # The first batch starts the reader processes.
             with contextlib.nullcontext() if number else starting():
                 parts = [next(chunks) for _ in range(num_chunks)]
             yield _place(parts)
