@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from fixres_jax.core import trees
 from fixres_jax.models.layers import EVAL, Mode
 
-Variables = Mapping[
-    str, Any
-]  # {'params': tree of float32, 'batch_stats': tree of float32}, of arrays or of their shapes
+# {'params': tree of float32, 'batch_stats': tree of float32}, of arrays or of their shapes
+Variables = Mapping[str, Any]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
