@@ -178,3 +178,16 @@ def test_sgd_on_embeddings_trains_the_classifier_or_is_refused(
     with pytest.raises(UsageError, match=message), jax.log_compiles():
         make(config, tmp_path)
     assert 'ompil' not in caplog.text
+
+
+@pytest.mark.parametrize(('solver', 'refused'), [('sgd', True), ('auto', True), ('lbfgs', False)])
+def test_sgd_on_embeddings_takes_no_augmentation_that_it_would_not_draw(config, given, tmp_path, solver, refused):
+    config.update(task='adapt', init_from=given)
+    config.adapt.solver, config.finetune.augmentation, config.test.resolution = solver, 'v2', 48
+    if solver == 'auto':
+        config.data.held_out_fraction = 0.0
+    if refused:
+        with pytest.raises(UsageError, match="finetune.augmentation='v2' .*adapt.copies.*or task=finetune"):
+            make(config, tmp_path)
+        config.finetune.augmentation = 'test'
+    make(config, tmp_path)

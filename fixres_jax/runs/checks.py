@@ -8,7 +8,7 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.machines import processes
 from fixres_jax.models import Model
-from fixres_jax.training.optimization import Optimization, count_steps
+from fixres_jax.training.optimization import Finetuning, Optimization, count_steps
 
 
 def layers(model: Model, optimizations: Mapping[str, Optimization]) -> None:
@@ -30,17 +30,26 @@ def layers(model: Model, optimizations: Mapping[str, Optimization]) -> None:
                 raise UsageError(f'{section}.{field}: {error}') from None
 
 
-def classifier_alone(model: Model, trainable: str, task: str) -> None:
-    """Raise UsageError when a regex matches anything but the classifier, which is all that SGD on embeddings trains."""
+def sgd_on_embeddings(model: Model, finetuning: Finetuning, task: str) -> None:
+    """Raise UsageError for a fine-tuning that SGD on embeddings cannot do: it trains the classifier alone, on one
+    embedding of each image."""
+    instead = 'task=finetune' if task == 'adapt' else 'adaptation=finetune'
     params, whole = model.shapes()['params'], model.architecture.trainable
-    chosen, classifier = (trees.flatten(trees.split(params, regex)[0]).keys() for regex in (trainable, whole))
+    chosen, classifier = (
+        trees.flatten(trees.split(params, regex)[0]).keys() for regex in (finetuning.trainable, whole)
+    )
     others = sorted(chosen ^ classifier)
     if others:
-        instead = 'task=finetune' if task == 'adapt' else 'adaptation=finetune'
         raise UsageError(
-            f'finetune.trainable={trainable!r} and the classifier differ by {", ".join(others[:3])} ({len(others)} in '
-            'all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
+            f'finetune.trainable={finetuning.trainable!r} and the classifier differ by {", ".join(others[:3])} '
+            f'({len(others)} in all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
             f'finetune.trainable={whole!r}, or {instead} to train through the network.'
+        )
+    if finetuning.augmentation != 'test':
+        raise UsageError(
+            f'finetune.augmentation={finetuning.augmentation!r} draws each image anew in each epoch, and '
+            'adapt.solver=sgd embeds it once: set finetune.augmentation=test, with adapt.copies for augmented copies, '
+            f'or {instead} to train through the network.'
         )
 
 

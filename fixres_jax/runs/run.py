@@ -161,7 +161,7 @@ def _check_adaptation(run: Run) -> None:
     """Raise UsageError for an adaptation that cannot train what it should, or a sweep with nothing to choose."""
     s, sizes = run.settings, run.resolutions
     if 'adapt' in s.phases and run.adaptation.solver == 'sgd':
-        checks.classifier_alone(run.start.model, run.finetuning.trainable, s.task)
+        checks.sgd_on_embeddings(run.start.model, run.finetuning, s.task)
     if TASKS[s.task].chooses and not s.test.resolution and max(sizes) < run.train_resolution:
         raise UsageError(
             f'test.resolutions={sizes} has none of at least {run.train_resolution}, which {s.init_from} was '
