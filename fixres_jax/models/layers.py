@@ -1,4 +1,4 @@
-"""What every architecture is built of: Mode, BatchNorm, and convolution and pooling with torch's padding."""
+"""What every architecture is built of; the families take all of it from here."""
 
 import dataclasses
 import difflib
@@ -12,6 +12,12 @@ from jax import lax
 
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
+from fixres_jax.models.convolution import PADDINGS, Conv, Padding, avg_pool, max_pool, same, symmetric, valid
+
+__all__ = [
+    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm', 'Mode',
+    'Padding', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
+]  # fmt: skip
 
 
 @jax.tree_util.register_static
@@ -74,56 +80,6 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
         raise UsageError(f'Images are uint8, or floating and already normalized; these are {images.dtype}.')
     mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
     return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Take the maximum over 3x3 windows with stride 2 and torch's padding of one pixel on every side."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-def symmetric(side: int) -> tuple[int, int]:
-    """Return torch's usual padding of an odd kernel: half of it on both ends."""
-    return side // 2, side // 2
-
-
-class Conv(nn.Module):
-    """Convolve without bias, in the dtype of the input.
-
-    Attributes:
-      features: number of output channels.
-      kernel_size: pixels of the square kernel's side, odd.
-      stride: of both axes.
-      padding: function of the kernel's side -> pixels before and after each axis, such as `symmetric`.
-      groups: of channels, as in ResNeXt.
-    """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-    padding: Callable[[int], tuple[int, int]] = dataclasses.field(kw_only=True)
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        side = self.kernel_size
-        kernel = self.param(
-            'kernel',
-            nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),  # Kaiming, as torchvision's ResNets
-            (side, side, x.shape[-1] // self.groups, self.features),
-            jnp.float32,
-        ).astype(x.dtype)
-        if side == 1 and self.groups == 1:
-            # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of this at 73.
-            x = x[:, :: self.stride, :: self.stride]
-            return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=(self.padding(side), self.padding(side)),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            feature_group_count=self.groups,
-        )
 
 
 class BatchNorm(nn.Module):
@@ -223,3 +179,72 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
     """Draw from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
     bound = inputs**-0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class LayerNorm(nn.Module):
+    """Normalize the channels of each position in float32, in the dtype of the input."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        affine = (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32).reshape(affine)
+        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32).reshape(affine)
+        values = x.astype(jnp.float32)
+        centred = values - values.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Leave out numbers of the embedding while `mode.dropout` is on, and scale the others up."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return _drop(self, x, mode, x.shape)
+
+
+class DropPath(nn.Module):
+    """Leave out whole images of a block's branch while `mode.dropout` is on, and scale the others up.
+
+    Huang et al. 2016, stochastic depth.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return _drop(self, x, mode, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(layer: Dropout | DropPath, x: jax.Array, mode: Mode, shape: tuple[int, ...]) -> jax.Array:
+    """Zero what a mask of `shape` says; it follows from the place in the batch, not from the devices."""
+    if not (mode.dropout and layer.rate):
+        return x
+    kept = jax.random.bernoulli(layer.make_rng('dropout'), 1 - layer.rate, shape)
+    return jnp.where(kept, x / (1 - layer.rate), jnp.zeros((), x.dtype))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate that two 1x1 convolutions make of the mean over all positions.
+
+    Attributes:
+      squeezed: channels between the two.
+      names: of the two.
+      activation: between them.
+      gate: after them.
+    """
+
+    squeezed: int
+    names: tuple[str, str] = ('conv_reduce', 'conv_expand')
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
+        y = self.activation(Conv(self.squeezed, 1, padding=valid, bias=True, name=self.names[0])(mean))
+        return x * self.gate(Conv(x.shape[-1], 1, padding=valid, bias=True, name=self.names[1])(y))
