@@ -16,7 +16,7 @@ from fixres_jax import __version__, models
 from fixres_jax.core import command, files
 from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.models import Architecture
-from fixres_jax.weights import network, releases, state_dicts, torch_weights
+from fixres_jax.weights import lineages, network, releases, state_dicts, torch_weights
 from fixres_jax.weights.network import Network
 
 
@@ -32,6 +32,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
         raise UsageError(f'{release.name} is a {release.architecture}, not a {name}.')
     state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
     releases.refuse_look_alike(metadata.get('architecture', ''))
+    state_dict = lineages.to_timm(state_dict, name)
     in_file = torch_weights.options_of(state_dict, name)
     num_classes = arguments.num_classes or in_file.get('num_classes')
     if num_classes is None:

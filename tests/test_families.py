@@ -135,7 +135,7 @@ def test_dropout_and_drop_path_by_their_distribution(family):
 
     @jax.jit
     def draw(key):
-        return model.apply(variables, images, Mode(dropout=True), rngs={'dropout': key})[0]
+        return model.apply(variables, images, Mode(dropout=True, drop_path=True), rngs={'dropout': key})[0]
 
     first, again, other = (draw(jax.random.key(number)) for number in (0, 0, 1))
     np.testing.assert_array_equal(first, again)

@@ -30,12 +30,14 @@ class Mode:
         ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages; '' selects
         none.
       dropout: whether dropout is active, in the architectures that have it.
+      drop_path: whether drop path is: where the whole network trains, because a frozen trunk is in evaluation mode.
       population: the layers that match take the batch's own mean and population variance (divided by n, not n - 1) as
         their running values instead of moving towards them: what an exact average over many batches is made of.
     """
 
     batch_norm: str = ''
     dropout: bool = False
+    drop_path: bool = False
     population: bool = False
 
     def selects(self, layer: str) -> bool:
@@ -45,7 +47,7 @@ class Mode:
 
 
 EVAL = Mode()
-TRAIN = Mode(batch_norm='.*', dropout=True)
+TRAIN = Mode(batch_norm='.*', dropout=True, drop_path=True)
 
 
 def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
@@ -66,7 +68,9 @@ def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
         selected = tuple(name for name in names if re.fullmatch(regex, name))
     except re.error as error:
         raise UsageError(f'batch_norm={regex!r} is not a regular expression: {error}.') from error
-    if regex and not selected:
+    if regex and not names and regex != '.*':  # which means all there are
+        raise UsageError(f'batch_norm={regex!r} matches nothing: this network has no BatchNorm layers. Leave it empty.')
+    if regex and names and not selected:
         near = ', '.join(difflib.get_close_matches(regex, names, n=3, cutoff=0.0))
         raise UsageError(f'batch_norm={regex!r} matches none of the {len(names)} BatchNorm layers. Near names: {near}.')
     return selected
@@ -198,17 +202,17 @@ class LayerNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Leave out numbers of the embedding while `mode.dropout` is on, and scale the others up."""
+    """Leave out numbers of the embedding where `mode.dropout` is on, and scale the others up."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return _drop(self, x, mode, x.shape)
+        return _drop(self, x, mode.dropout, x.shape)
 
 
 class DropPath(nn.Module):
-    """Leave out whole images of a block's branch while `mode.dropout` is on, and scale the others up.
+    """Leave out whole images of a block's branch where `mode.drop_path` is on, and scale the others up.
 
     Huang et al. 2016, stochastic depth.
     """
@@ -217,12 +221,12 @@ class DropPath(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-        return _drop(self, x, mode, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return _drop(self, x, mode.drop_path, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
-def _drop(layer: Dropout | DropPath, x: jax.Array, mode: Mode, shape: tuple[int, ...]) -> jax.Array:
+def _drop(layer: Dropout | DropPath, x: jax.Array, active: bool, shape: tuple[int, ...]) -> jax.Array:
     """Zero what a mask of `shape` says; it follows from the place in the batch, not from the devices."""
-    if not (mode.dropout and layer.rate):
+    if not (active and layer.rate):
         return x
     kept = jax.random.bernoulli(layer.make_rng('dropout'), 1 - layer.rate, shape)
     return jnp.where(kept, x / (1 - layer.rate), jnp.zeros((), x.dtype))

@@ -150,10 +150,9 @@ def _check(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 def options_of(state_dict: Mapping[str, Any], name: str) -> dict[str, int]:
     """Return the number of classes and the width that a state_dict has for an architecture, where it says them."""
     architecture = models.find(name)
-    sources = {
-        'num_classes': torch_name(f'params/{architecture.classifier}/bias'),
-        'width': torch_name(f'params/{architecture.stem}/kernel'),
-    }
+    sources = {'num_classes': torch_name(f'params/{architecture.classifier}/bias')}
+    if architecture.width:
+        sources['width'] = torch_name(f'params/{architecture.stem}/kernel')
     return {option: state_dict[key].shape[0] for option, key in sources.items() if key in state_dict}
 
 
@@ -163,7 +162,7 @@ def fitting(state_dict: Mapping[str, Any]) -> list[str]:
 
     def fits(name: str) -> bool:
         options = options_of(state_dict, name)
-        if len(options) < 2:
+        if 'num_classes' not in options or torch_name(f'params/{models.find(name).stem}/kernel') not in shapes:
             return False
         try:
             expected = torch_shapes(models.create(name, **options))
