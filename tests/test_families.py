@@ -93,7 +93,7 @@ def test_logits_embeddings_and_names_are_timms(family, name):
         assert np.abs(expected[0]).max() > 1e-3
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a minute each, of compiling
 @each_family
 def test_five_steps_of_training_are_torchs(family):
     timm_side = timm_models()
