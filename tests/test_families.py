@@ -25,7 +25,7 @@ from goldens import weights
 from goldens.families import FAMILIES
 
 NUM_PARAMETERS = json.loads((Path(__file__).parent / 'goldens' / 'parameters.json').read_text())
-LARGE = 60e6  # parameters of networks that take seconds to trace
+LARGE = 20e6  # parameters of networks that take seconds to trace
 RATES = ('dropout', 'drop_path')
 MEMBERS = [
     pytest.param(family, name, marks=[] if name in family.fast else [pytest.mark.slow], id=name)
@@ -57,7 +57,11 @@ def normalized(name, images):
     return (np.float32(images) / 255 - mean) / std
 
 
-@partial(jax.jit, static_argnums=(0, 3))
+# Most of the time goes into compiling: without the passes that make it fast, a third less.
+QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+@partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
 def apply(model, variables, images, mode):
     return model.apply(variables, images, mode)
 
@@ -133,7 +137,7 @@ def test_dropout_and_drop_path_by_their_distribution(family):
     images = np.repeat(weights.images(1, family.recipe[0]), 8, axis=0)
     calm = apply(model.clone(**dict.fromkeys(rates, 0.0)), variables, images, EVAL)[0]
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICK)
     def draw(key):
         return model.apply(variables, images, Mode(dropout=True, drop_path=True), rngs={'dropout': key})[0]
 

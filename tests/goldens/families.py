@@ -32,7 +32,7 @@ FAMILIES = {
     'efficientnet': Family(
         'efficientnet',
         'tf_efficientnet_lite0',
-        ('tf_efficientnet_lite0', 'tf_efficientnet_b0', 'efficientnet_b0'),
+        ('tf_efficientnet_lite0', 'efficientnet_b0'),
         {'width': 8},
     ),
 }
