@@ -74,7 +74,8 @@ def to_torch(variables: Mapping[str, Any], model: Model) -> dict[str, np.ndarray
     for path in _in_order(model):
         array, name = np.asarray(flat[path]), torch_name(path)
         moved = array.transpose(TO_TORCH_AXES[array.ndim]) if _moves(path) else array
-        state_dict[name] = np.ascontiguousarray(moved.reshape(shapes[name].shape))
+        one_by_one = (1, 1) if len(shapes[name].shape) == moved.ndim + 2 else ()
+        state_dict[name] = np.ascontiguousarray(moved).reshape(*moved.shape, *one_by_one)
         if name.endswith('running_var'):
             state_dict[name.replace('running_var', COUNTER)] = np.zeros((), np.int64)
     return state_dict
