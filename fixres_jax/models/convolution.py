@@ -1,4 +1,4 @@
-"""Convolution and pooling over [B, H, W, C] with the padding of torch or of TensorFlow."""
+"""Convolution over [B, H, W, C] with the padding of torch or of TensorFlow."""
 
 import dataclasses
 import functools
@@ -104,66 +104,12 @@ def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: 
     if 1 < groups == x.shape[-1] == kernel.shape[-1]:
         on_cpu = functools.partial(depthwise, stride=stride, pads=around)
         return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolve)
-    if groups == 1 and kernel.shape[:2] == (1, 1) and not any(map(any, around)):
-        # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of this at 73.
+
+    def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+
+    if groups == 1 and kernel.shape[:2] == (1, 1) and not any(map(any, around)):
+        # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of a product at 73. On
+        # accelerators a convolution is fused with its neighbours and a product is not.
+        return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
     return convolve(x, kernel)
-
-
-def max_pool(x: jax.Array, side: int, stride: int, padding: Padding, *, ceil_mode: bool = False) -> jax.Array:
-    """Take the maximum over square windows.
-
-    Args:
-      x: [B, H, W, C].
-      side: pixels of a window.
-      stride: of both axes.
-      padding: such as `symmetric`; what it adds is never the maximum.
-      ceil_mode: give what remains at the end a window of its own, as torch's option of that name.
-    """
-    around = _with_remainder(x, side, stride, padding, ceil_mode)
-    return nn.max_pool(x, (side, side), strides=(stride, stride), padding=around)
-
-
-def avg_pool(
-    x: jax.Array,
-    side: int,
-    stride: int,
-    padding: Padding,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> jax.Array:
-    """Take the mean over square windows; arguments as in `max_pool`.
-
-    Args:
-      count_include_pad: divide by all pixels of a window, those that `padding` added too, as torch's option; what
-        `ceil_mode` adds never counts.
-    """
-    around = _with_remainder(x, side, stride, padding, ceil_mode)
-    ones = jnp.ones((1, *x.shape[1:3], 1), jnp.float32)
-    if count_include_pad:
-        counted = pads(x, (side, side), stride, padding)
-        ones = jnp.pad(ones, ((0, 0), *counted, (0, 0)), constant_values=1.0)
-        inside = tuple((0, all_of[1] - some[1]) for all_of, some in zip(around, counted, strict=True))
-    else:
-        inside = around
-    window, strides = (1, side, side, 1), (1, stride, stride, 1)
-    number = lax.reduce_window(ones, 0.0, lax.add, window, strides, ((0, 0), *inside, (0, 0)))
-    total = lax.reduce_window(x.astype(jnp.float32), 0.0, lax.add, window, strides, ((0, 0), *around, (0, 0)))
-    return (total / number).astype(x.dtype)
-
-
-def _with_remainder(
-    x: jax.Array, side: int, stride: int, padding: Padding, ceil_mode: bool
-) -> tuple[tuple[int, int], ...]:
-    """Return the padding, with as much more behind as torch's ceil_mode gives a window of its own."""
-    found = pads(x, (side, side), stride, padding)
-    if not ceil_mode:
-        return found
-    around = []
-    for size, (before, behind) in zip(x.shape[1:3], found, strict=True):
-        outputs = -(-(size + before + behind - side) // stride) + 1
-        if (outputs - 1) * stride >= size + before:  # a window of padding alone is none
-            outputs -= 1
-        around.append((before, max(behind, (outputs - 1) * stride + side - size - before)))
-    return tuple(around)

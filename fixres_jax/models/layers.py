@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,8 @@ from jax import lax
 
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.models.convolution import PADDINGS, Conv, Padding, avg_pool, max_pool, same, symmetric, valid
+from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
+from fixres_jax.models.pooling import avg_pool, max_pool
 
 __all__ = [
     'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm', 'Mode',
@@ -117,52 +119,63 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
-        per_channel = (1, 1, 1, 1, channels)
         if mode.selects('/'.join(self.path)):
-            size = self.group_size or batch
-            groups = _group(x, size)
-            mean, var = _statistics(groups)
+            size = _check_group(x.shape, self.group_size or batch)
+            mean, var = _statistics(x, size)
             if mode.population:
-                running_mean.value, running_var.value = (value.mean((0, 1, 2, 3)) for value in (mean, var))
+                running_mean.value, running_var.value = (value.mean(0) for value in (mean, var))
             elif not self.is_initializing():
-                count = size * x.shape[1] * x.shape[2]
+                count = size * math.prod(x.shape[1:-1])
                 _move(running_mean, mean, self.momentum)
                 _move(running_var, var * (count / (count - 1)), self.momentum)
         else:
-            groups = x[None].astype(jnp.float32)
-            mean, var = running_mean.value.reshape(per_channel), running_var.value.reshape(per_channel)
-        factor = lax.rsqrt(var + self.epsilon) * scale.reshape(per_channel)
-        y = (groups - mean) * factor + bias.reshape(per_channel)
-        return y.reshape(x.shape).astype(x.dtype)
+            size, mean, var = batch, running_mean.value[None], running_var.value[None]
+        # One multiplication and one addition an element, which compilers join to the convolutions around them.
+        factor = lax.rsqrt(var + self.epsilon) * scale[None]
+        factor, offset = (_of_images(value, size, x.ndim) for value in (factor, bias[None] - mean * factor))
+        return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
 
 
-def _group(x: jax.Array, size: int) -> jax.Array:
-    """Return float32[B / size, size, H, W, C], or refuse a batch that does not divide into such groups."""
-    batch, height, width, _ = x.shape
+def _check_group(shape: tuple[int, ...], size: int) -> int:
+    """Return the number of images that share statistics, or refuse a batch that does not divide into such groups."""
+    batch, *space, _ = shape
     if batch % size:
         raise UsageError(
             f'A batch of {batch} images is not a multiple of bn_group_size={size}. Set bn_group_size to a '
             f'divisor of {batch}, or to None for one group (0 in a config), or the batch size to a multiple of {size}.'
         )
-    if size * height * width == 1:
+    if size * math.prod(space) == 1:
         raise UsageError(
             'Batch statistics of a single value do not exist: a group of one image has reached a map of 1x1. '
             'Raise bn_group_size or the resolution.'
         )
-    return x.astype(jnp.float32).reshape(batch // size, size, *x.shape[1:])
+    return size
 
 
-def _statistics(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return mean and biased variance of each group, float32[G, 1, 1, 1, C]."""
+def _statistics(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Return mean and biased variance of each group of `size` images, float32[G, C]."""
+    space = tuple(range(1, x.ndim - 1))
+
+    def mean_of_groups(of_pixels):
+        # Over space first: a reshape of the maps into groups makes XLA:GPU write them out, transposed, in float32.
+        return of_pixels.mean(space).reshape(-1, size, x.shape[-1]).mean(1)
+
+    x = x.astype(jnp.float32)
+    mean = mean_of_groups(x)
     # E[x^2] - E[x]^2 reads the activations once where the two-pass variance reads them twice.
-    mean = groups.mean((1, 2, 3), keepdims=True)
-    square = jnp.square(groups).mean((1, 2, 3), keepdims=True)
-    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+    return mean, jnp.maximum(mean_of_groups(jnp.square(x)) - jnp.square(mean), 0.0)
+
+
+def _of_images(of_groups: jax.Array, size: int, ndim: int) -> jax.Array:
+    """Repeat values of groups, [G, C], for their images: [B, 1, 1, C], of as many axes as the maps have."""
+    groups, channels = of_groups.shape
+    repeated = jnp.broadcast_to(of_groups[:, None], (groups, size, channels))
+    return repeated.reshape(groups * size, *[1] * (ndim - 2), channels)
 
 
 def _move(running: nn.Variable, of_groups: jax.Array, momentum: float) -> None:
     """Move a running average towards the mean over the groups."""
-    running.value = (1 - momentum) * running.value + momentum * of_groups.mean((0, 1, 2, 3))
+    running.value = (1 - momentum) * running.value + momentum * of_groups.mean(0)
 
 
 class Classifier(nn.Module):
