@@ -32,7 +32,10 @@ MEMBERS = [
     for family in FAMILIES.values()
     for name in getattr(models, family.rows).ROWS
 ]
-each_family = pytest.mark.parametrize('family', FAMILIES.values(), ids=list(FAMILIES))
+each_family = pytest.mark.parametrize(
+    'family',
+    [pytest.param(f, marks=[] if f.quick else [pytest.mark.slow], id=name) for name, f in FAMILIES.items()],
+)
 
 
 def timm_models():

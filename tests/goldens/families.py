@@ -17,6 +17,7 @@ class Family:
       sizes: pixels of the images of that comparison, height and width.
       recipe: pixels of training and of the larger test.
       steps: pixels of the images of the steps beside torch.
+      quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
     """
 
     rows: str
@@ -26,6 +27,7 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (97, 97), (96, 160))
     recipe: tuple[int, int] = (32, 48)
     steps: int = 64
+    quick: bool = False
 
 
 FAMILIES = {
@@ -34,5 +36,6 @@ FAMILIES = {
         'tf_efficientnet_lite0',
         ('tf_efficientnet_lite0', 'efficientnet_b0'),
         {'width': 8},
+        quick=True,
     ),
 }
