@@ -6,6 +6,7 @@ Started again, it makes what is missing or damaged and leaves the rest.
 """
 
 import argparse
+import functools
 import logging
 import os
 import sys
@@ -28,7 +29,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes; default: one per core')
     parser.add_argument('--skip-bad', action='store_true', help='leave out bad images instead of stopping')
     arguments = parser.parse_args(argv)
-    for name, low, high in (('short_side', 0, 10_000), ('quality', 1, 100), ('shards', 0, 99_999), ('workers', 0, 512)):
+    for name, low, high in (
+        ('short_side', 0, 10_000),
+        ('quality', 1, 100),
+        ('shards', 0, preparation.MAX_SHARDS),
+        ('workers', 0, 512),
+    ):
         if not low <= getattr(arguments, name) <= high:
             raise UsageError(f'--{name.replace("_", "-")}={getattr(arguments, name)}: expected {low} to {high}.')
     if '://' in arguments.out:
@@ -50,12 +56,15 @@ def main(argv: list[str]) -> None:
             source,
             source.fingerprint(),
             out / split,
-            arguments.shards or -(-len(source) // preparation.IMAGES_PER_SHARD),
+            arguments.shards or preparation.num_shards(len(source)),
             arguments.short_side,
             arguments.quality,
             arguments.skip_bad,
         )
-        summary = preparation.prepare(job, arguments.workers, f'prepare {split}'.strip())
+        title = f'prepare {split}'.strip()
+        summary = preparation.prepare(
+            job, functools.partial(preparation.run_here, workers=arguments.workers, title=title)
+        )
         print(
             f'{job.out}: {summary["written"]} images of {len(source.class_names)} classes in {job.num_shards} shards, '
             f'{summary["bytes"] / 1e6:.1f} MB; {summary["left_out"]} left out.'

@@ -45,3 +45,19 @@ def of_set(pieces: Callable[[], Iterable[np.ndarray]], count: int) -> str:
         values.sort()
         total.update(values.astype('<u8', copy=False).data)
     return total.hexdigest()[:32]
+
+
+def draws(digests: np.ndarray, purpose: str, seed: int) -> np.ndarray:
+    """Return a number for each hash, float64[N] in [0, 1), a function of it, the purpose and the seed alone.
+
+    Args:
+      digests: uint64[N].
+      purpose: what the numbers decide; those for another are independent of them.
+      seed: gives other numbers.
+    """
+    salt = hashlib.blake2b(f'{purpose} {seed}'.encode(), digest_size=8).digest()
+    x = digests ^ np.uint64(int.from_bytes(salt, 'little'))
+    # The finalizer of splitmix64: one bit of the salt changes half of the bits of every draw.
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53

@@ -7,7 +7,6 @@ get a copy. A source that has its names' hashes ready gives them as `source.dige
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -83,6 +82,11 @@ def create(spec: str, split: str) -> WholeSource:
     root = _root(spec)
     folder = root / _find_split(str(root), folders(root), split) if split else root
     return shards.Shards(folder) if shards.found_in(folder) else ImageFolder(folder)
+
+
+def part(source: Source, first: int, last: int) -> Source:
+    """Return a source for the records [first, last) alone, under their numbers: small, to be sent to a worker."""
+    return source.part(first, last) if hasattr(source, 'part') else source
 
 
 def splits(spec: str) -> list[str]:
@@ -210,7 +214,7 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset
         raise UsageError(f'The held-out fraction is {fraction}; expected a number from 0 to below 1.')
     held, lowest, first = [np.empty(0, np.int64)], (1.0, 0), 0
     for piece in _pieces(source):
-        draws = _draw(piece, 'hold_out', seed)
+        draws = hashes.draws(piece, 'hold_out', seed)
         held.append(first + np.flatnonzero(draws < fraction))
         lowest = min(lowest, (float(draws.min()), first + int(draws.argmin())))
         first += len(piece)
@@ -377,17 +381,7 @@ def fingerprint(source: Source) -> str:
 
 def _draws(source: Source, purpose: str, seed: int) -> np.ndarray:
     """Return a number for each record, float64[N] in [0, 1), a function of its name, the purpose and the seed alone."""
-    return _draw(digests(source), purpose, seed)
-
-
-def _draw(digests: np.ndarray, purpose: str, seed: int) -> np.ndarray:
-    """Return the numbers of hashes of names, uint64[N], as `_draws`."""
-    salt = hashlib.blake2b(f'{purpose} {seed}'.encode(), digest_size=8).digest()
-    x = digests ^ np.uint64(int.from_bytes(salt, 'little'))
-    # The finalizer of splitmix64: one bit of the salt changes half of the bits of every draw.
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return hashes.draws(digests(source), purpose, seed)
 
 
 def _parts(source: Source, selected: np.ndarray) -> tuple[Subset, Subset]:
