@@ -1,21 +1,24 @@
 """Write a data set as ArrayRecord shards: every image checked once, converted to RGB and, if asked, resized once.
 
     python -m fixres_jax.prepare SOURCE OUT [--short-side 256] [--quality 95] [--shards N] [--workers N]
+    python -m fixres_jax.prepare SOURCE OUT ... --runner DataflowRunner -- --project=P --region=R  # Beam's options
 
 Started again, it makes what is missing or damaged and leaves the rest.
 """
 
 import argparse
 import functools
+import importlib.util
 import logging
 import os
 import sys
+from collections.abc import Callable
 
-from etils import epath
-
-from fixres_jax.core import command
+from fixres_jax.core import command, files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.data import preparation, sources
+
+RUNNERS = ('DirectRunner', 'FlinkRunner', 'SparkRunner', 'DataflowRunner')
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -26,9 +29,17 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--short-side', type=int, default=0, help='resize longer shorter sides to this; default: no')
     parser.add_argument('--quality', type=int, default=95, help='of JPEG files written anew; default: 95')
     parser.add_argument('--shards', type=int, default=0, help='shards a split; default: one per 2,000 images')
-    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes; default: one per core')
+    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes here; default: one per core')
     parser.add_argument('--skip-bad', action='store_true', help='leave out bad images instead of stopping')
-    arguments = parser.parse_args(argv)
+    parser.add_argument('--runner', choices=RUNNERS, help="Apache Beam's, instead of processes started here")
+    parser.add_argument('beam', nargs='*', help="after '--': options of the runner, as Beam's documentation has them")
+    cut = argv.index('--') if '--' in argv else len(argv)
+    arguments = parser.parse_args(argv[:cut])
+    if arguments.beam:
+        parser.error(f'unrecognized arguments: {" ".join(arguments.beam)}')
+    arguments.beam = argv[cut + 1 :]
+    if arguments.beam and not arguments.runner:
+        raise UsageError(f'{" ".join(arguments.beam)} are options of a runner: give it too, as --runner {RUNNERS[0]}.')
     for name, low, high in (
         ('short_side', 0, 10_000),
         ('quality', 1, 100),
@@ -37,17 +48,27 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     ):
         if not low <= getattr(arguments, name) <= high:
             raise UsageError(f'--{name.replace("_", "-")}={getattr(arguments, name)}: expected {low} to {high}.')
-    if '://' in arguments.out:
-        raise UsageError(f'Shards are written to a local or mounted folder, not to {arguments.out}: copy them after.')
     return arguments
+
+
+def _engine(arguments: argparse.Namespace) -> Callable[[preparation.Job], None]:
+    """Return what makes the shards of a job."""
+    if not arguments.runner:
+        return functools.partial(preparation.run_here, workers=arguments.workers)
+    if importlib.util.find_spec('apache_beam') is None:
+        raise UsageError(f'--runner {arguments.runner} needs Apache Beam: pip install "fixres-jax[beam]".')
+    from fixres_jax.data import beam  # takes seconds to import
+
+    return functools.partial(beam.run, runner=arguments.runner, options=arguments.beam, workers=arguments.workers)
 
 
 def main(argv: list[str]) -> None:
     """Prepare all splits asked for, and say what was written and what was left out."""
     arguments = _arguments(argv)
+    engine = _engine(arguments)
     found = sources.splits(arguments.source)
     splits = arguments.split or found
-    out = epath.Path(arguments.out).expanduser()
+    out = files.reachable(arguments.out).expanduser()
     for split in splits:
         preparation.check_apart(arguments.source, out / split)
     for split in splits:
@@ -61,10 +82,7 @@ def main(argv: list[str]) -> None:
             arguments.quality,
             arguments.skip_bad,
         )
-        title = f'prepare {split}'.strip()
-        summary = preparation.prepare(
-            job, functools.partial(preparation.run_here, workers=arguments.workers, title=title)
-        )
+        summary = preparation.prepare(job, engine)
         print(
             f'{job.out}: {summary["written"]} images of {len(source.class_names)} classes in {job.num_shards} shards, '
             f'{summary["bytes"] / 1e6:.1f} MB; {summary["left_out"]} left out.'

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -201,10 +200,10 @@ def prepare(job: Job, engine: Callable[[Job], None]) -> dict[str, int]:
                 f'{job.out} holds shards of other images or options: since they were made, an image of the source was '
                 'added, removed or changed, or an option is another. Give another folder, or delete this one.'
             )
-    for partial in job.out.glob('.*.incomplete'):
-        partial.unlink()
     (job.out / shards.MANIFEST).unlink(missing_ok=True)
+    _sweep(job.out)
     engine(job)
+    _sweep(job.out)
     options = {'short_side': job.short_side, 'quality': job.quality}
     manifest = shards.write_manifest(job.out, job.source.class_names, job.notes(), options=options)
     for reason in manifest['left_out']:
@@ -212,6 +211,12 @@ def prepare(job: Job, engine: Callable[[Job], None]) -> dict[str, int]:
     written, left_out = manifest['records'], len(manifest['left_out'])
     assert written + left_out == len(job.source)
     return {'written': written, 'left_out': left_out, 'bytes': sum(entry['bytes'] for entry in manifest['shards'])}
+
+
+def _sweep(folder: epath.Path) -> None:
+    """Remove what workers have left that were killed."""
+    for partial in folder.glob('.*.incomplete'):
+        partial.unlink(missing_ok=True)
 
 
 def _note_of(path: epath.Path) -> epath.Path:
@@ -236,13 +241,12 @@ def _job_of(note: epath.Path) -> str:
         raise UsageError(f'{note} is damaged. Delete it: its shard is made again.') from error
 
 
-def run_here(job: Job, workers: int, title: str) -> None:
+def run_here(job: Job, workers: int) -> None:
     """Make the shards in worker processes of this machine; the first error stops them all.
 
     Args:
       job: what to make.
       workers: processes; 0 to work in this one.
-      title: for the progress bar.
     """
     orders = map(job.order, range(job.num_shards))
     if not workers:
@@ -251,7 +255,7 @@ def run_here(job: Job, workers: int, title: str) -> None:
         return
     context = multiprocessing.get_context('spawn')
     done, stop = context.Value('q', 0), context.Event()
-    progress = Progress(title, 0, len(job.source), 1)
+    progress = Progress(f'prepare {job.out.name}', 0, len(job.source), 1)
     with concurrent.futures.ProcessPoolExecutor(workers, context, _share, (done, stop)) as pool:
         waiting = {pool.submit(order.make) for order in itertools.islice(orders, 2 * workers)}
         try:
@@ -287,14 +291,14 @@ def check_apart(source: str, out: epath.Path) -> None:
       source: as given; folders in it may be links to elsewhere.
       out: of one split.
     """
-    if source.startswith(sources.TFDS) or '://' in source:
+    if source.startswith(sources.TFDS):
         return
+    real = str if '://' in source or '://' in str(out) else os.path.realpath
     root = epath.Path(source).expanduser()
-    read = {os.path.realpath(place) for place in (root, *(root / name for name in folders(root)))}
-    target = Path(os.path.realpath(out))
+    read = {real(place) for place in (root, *(root / name for name in folders(root)))}
+    target = epath.Path(real(out))
     if read & {str(place) for place in (target, *target.parents)}:
-        beside = f'{os.path.realpath(root)}-shards'
         raise UsageError(
             f'{out} lies in {source}, which is read: the shards would become a class of it. Give a folder outside, '
-            f'such as {beside}.'
+            f'such as {real(root)}-shards.'
         )
