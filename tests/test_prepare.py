@@ -215,7 +215,6 @@ def test_killed_and_started_again(tiny_folder, tmp_path):
     (['/nowhere', 'out'], 'There is no folder'),
     (['/nowhere', 'out', '--split', 'train'], 'There is no folder'),
     (['x', 'out', '--quality', '0'], '--quality=0: expected 1 to 100'),
-    (['x', 'gs://bucket/out'], 'local or mounted folder'),
     (['x'], 'required: out'),
 ])  # fmt: skip
 def test_wrong_arguments_are_one_line_and_exit_code_2(arguments, expected):
