@@ -62,8 +62,12 @@ def whole(path: epath.PathLike, mark: str = '') -> Iterator[epath.Path]:
 
 def write(path: epath.PathLike, content: str | bytes, mark: str = '') -> None:
     """Write a file whole or not at all, text as UTF-8; its folder is made. For `mark` see `whole`."""
+    data = content.encode() if isinstance(content, str) else content
+    if '://' in str(path):
+        epath.Path(path).write_bytes(data)  # An object in a bucket is there when it is whole; to rename is to copy it.
+        return
     with whole(path, mark) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(data)
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

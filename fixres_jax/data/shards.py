@@ -18,7 +18,6 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -270,19 +269,28 @@ def write(path: epath.Path, records: Iterable[bytes]) -> dict[str, Any]:
     Returns:
       {'file', 'bytes', 'count', 'sha256'}, its entry in the manifest.
     """
-    with tempfile.TemporaryDirectory() as scratch, files.whole(path, mark=uuid.uuid4().hex) as partial:
-        remote = '://' in str(path)
-        place = Path(scratch) / 'shard' if remote else partial  # Only whole files are sent.
+    with _place_for(path) as place:
         writer = array_record_module.ArrayRecordWriter(str(place), WRITER_OPTIONS)
         count = 0
         for record in records:
             writer.write(record)
             count += 1
         writer.close()
-        if remote:
-            with place.open('rb') as source, partial.open('wb') as target:
-                shutil.copyfileobj(source, target, PIECE)
         return {'file': path.name, 'bytes': os.path.getsize(place), 'count': count, 'sha256': checksum(place)}
+
+
+@contextlib.contextmanager
+def _place_for(path: epath.Path) -> Iterator[epath.Path]:
+    """Give a file of this machine that becomes the one at `path`."""
+    if '://' not in str(path):
+        with files.whole(path, mark=uuid.uuid4().hex) as partial:
+            yield partial
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        place = epath.Path(scratch) / path.name
+        yield place
+        with place.open('rb') as source, path.open('wb') as target:
+            shutil.copyfileobj(source, target, PIECE)
 
 
 def checksum(path: epath.PathLike) -> str:
