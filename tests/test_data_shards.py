@@ -12,6 +12,7 @@ import pytest
 from fixres_jax import prepare
 from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, shards, sources, transforms
+from fixres_jax.data.others import Others
 
 
 @pytest.fixture(scope='module')
@@ -207,7 +208,7 @@ def test_a_hundred_million_records_open_in_little_memory(tmp_path):
     tracemalloc.start()
     try:
         source = sources.create(str(tmp_path), '')
-        rest = sources.Others(10**8, np.arange(0, 10**6, 10, dtype=np.int32))
+        rest = Others(10**8, np.arange(0, 10**6, 10, dtype=np.int32))
         assert len(source) == len(source.labels) == len(source.digests) == 10**8
         assert len(rest) == 10**8 - 10**5 and rest[len(rest) - 1] == 10**8 - 1 and rest[0] == 1
         assert tracemalloc.get_traced_memory()[1] < 16e6  # the labels take 400e6

@@ -10,7 +10,7 @@ import numpy as np
 
 NUMBERED = 'tfds:'  # begins the names of records that have a number and no file
 PIECE = 2**20  # hashes looked at together: 8 MB
-SORTED_AT_ONCE = 2**25  # hashes that are sorted in memory: 256 MB
+SORTED_AT_ONCE = 2**26  # hashes that are sorted in memory: 512 MB
 
 
 def digest(name: str, class_name: str) -> int:

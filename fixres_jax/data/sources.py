@@ -19,6 +19,7 @@ from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.data import digests as hashes
 from fixres_jax.data import shards
 from fixres_jax.data.folders import ImageFolder, folders
+from fixres_jax.data.others import Others
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
 TFDS = hashes.NUMBERED
@@ -129,7 +130,7 @@ class Subset:
     """
 
     source: Source
-    indices: 'np.ndarray | Others'
+    indices: np.ndarray | Others
     class_names: tuple[str, ...]
     new_labels: np.ndarray | None = None
 
@@ -147,34 +148,6 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         record = self.source[int(self.indices[index])]
         return record if self.new_labels is None else record | {'label': int(self.new_labels[record['label']])}
-
-
-class Others(Sequence[int]):
-    """The numbers below `count` that are not in a list, in order: as small as the list, however many they are."""
-
-    def __init__(self, count: int, left_out: np.ndarray):
-        """Keep what is needed to find a number.
-
-        Args:
-          count: one more than the largest number.
-          left_out: int32[M], ascending, each number once.
-        """
-        # How many numbers come before each one left out: the k-th is k plus as many left out as have at most k before.
-        self._before = left_out - np.arange(len(left_out), dtype=np.int32)
-        self._length = count - len(left_out)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            index = np.arange(*index.indices(self._length), dtype=np.int32)
-        elif np.ndim(index) == 0:
-            index = range(self._length)[index]
-        return np.int32(index) + np.searchsorted(self._before, index, side='right').astype(np.int32)
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return self[:].astype(dtype or np.int32, copy=False)
 
 
 def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Subset:
@@ -358,6 +331,8 @@ def _pieces(source: Source) -> Iterator[np.ndarray]:
 
 def _look_up(source: Source, places: slice | np.ndarray) -> np.ndarray:
     if isinstance(source, Subset):
+        if isinstance(places, slice) and isinstance(source.indices, Others):
+            return source.indices.pick(lambda first, stop: _look_up(source.source, slice(first, stop)), places)
         return _look_up(source.source, source.indices[places])
     return _whole(source)[places]
 
@@ -374,6 +349,7 @@ def _digests(source: Source) -> np.ndarray:
     return found
 
 
+@functools.lru_cache(maxsize=8)  # Every phase asks.
 def fingerprint(source: Source) -> str:
     """Return a hash of the names of all records, whatever their order: two sources of the same images have the same."""
     return hashes.of_set(lambda: _pieces(source), len(source))
