@@ -140,6 +140,15 @@ def test_shards_of_format_1_are_read_as_before(prepared, copied, monkeypatch, pi
     np.testing.assert_array_equal(sources.digests(old), sources.digests(new))
 
 
+def test_shards_of_format_1_become_format_2_when_prepared_again(prepared, copied, tiny_folder):
+    before = {path: path.stat().st_mtime_ns for path in (copied / 'train').glob('*.array_record')}
+    as_format_1(copied / 'train')
+    prepare.main([str(tiny_folder), str(copied), '--shards', '3', '--workers', '0', '--split', 'train'])
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    files = {path.name: path.read_bytes() for path in (prepared / 'train').iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (copied / 'train').iterdir()}
+
+
 def test_hashes_of_names_are_those_of_the_folder(prepared, tiny_folder):
     ours, theirs = sources.create(str(prepared), 'train'), sources.create(str(tiny_folder), 'train')
     np.testing.assert_array_equal(ours.digests, sources.digests(theirs))

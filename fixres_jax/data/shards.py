@@ -342,4 +342,5 @@ def write_manifest(
         'left_out': left_out,
     }
     files.write(folder / MANIFEST, json.dumps(manifest, indent=1))
+    (folder / OLD_LABELS).unlink(missing_ok=True)
     return manifest
