@@ -59,7 +59,8 @@ def _engine(arguments: argparse.Namespace) -> Callable[[preparation.Job], None]:
         raise UsageError(f'--runner {arguments.runner} needs Apache Beam: pip install "fixres-jax[beam]".')
     from fixres_jax.data import beam  # takes seconds to import
 
-    return functools.partial(beam.run, runner=arguments.runner, options=arguments.beam, workers=arguments.workers)
+    options = beam.read_options(arguments.runner, arguments.beam, arguments.workers)
+    return functools.partial(beam.run, options=options)
 
 
 def main(argv: list[str]) -> None:

@@ -46,6 +46,19 @@ def test_wrong_runners_are_refused(tiny_folder, tmp_path, arguments, expected):
 
 @with_beam
 @pytest.mark.slow
+@pytest.mark.parametrize('flags, expected', [
+    (['--direct_num_worker=2'], "DirectRunner has no option --direct_num_worker. Did you mean 'direct_num_workers'?"),
+    (['--direct_num_workers=many'], 'DirectRunner: argument --direct_num_workers: invalid int value'),
+])  # fmt: skip
+def test_wrong_options_of_a_runner_are_one_line(tiny_folder, tmp_path, flags, expected):
+    command = [*RUN, str(tiny_folder), str(tmp_path / 'out'), '--runner', 'DirectRunner', '--', *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and expected in done.stderr.splitlines()[-1], done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+@with_beam
+@pytest.mark.slow
 def test_a_runner_makes_the_same_bytes_and_names_bad_images(tiny_folder, tmp_path):
     data = tmp_path / 'data'
     subprocess.run(['cp', '-r', str(tiny_folder), str(data)], check=True)

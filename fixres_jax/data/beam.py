@@ -6,6 +6,7 @@ twice, or again after a worker has died.
 """
 
 import contextlib
+import io
 import logging
 import pickle
 import signal
@@ -21,7 +22,7 @@ from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from etils import epath
 
 from fixres_jax.core import files
-from fixres_jax.core.errors import RunError
+from fixres_jax.core.errors import RunError, UsageError, nearest
 from fixres_jax.data.preparation import Job, Order
 
 DIRECT = 'DirectRunner'
@@ -30,29 +31,52 @@ ATTEMPTS = 5  # of Beam's direct runner, which gives up when a worker dies; the 
 log = logging.getLogger('fixres_jax')
 
 
-def run(job: Job, runner: str, options: Sequence[str], workers: int) -> None:
+def read_options(runner: str, flags: Sequence[str], workers: int) -> PipelineOptions:
+    """Return the options of a pipeline.
+
+    Args:
+      runner: name of Beam's runner.
+      flags: Beam's own options, as on a command line.
+      workers: processes of the direct runner; 0 to work in this one. The others have options of their own.
+
+    Raises:
+      UsageError: for one that Beam does not know, or a wrong value.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(list(flags), runner=runner)
+            unknown = set(options.get_all_options(retain_unknown_options=True)) - set(options.get_all_options())
+    except SystemExit:
+        raise UsageError(f'{runner}: {said.getvalue().strip().splitlines()[-1].partition("error: ")[2]}.') from None
+    # Flink's and Spark's job servers have more options than Beam's Python part knows.
+    if unknown and runner in (DIRECT, 'DataflowRunner'):
+        name = min(unknown)
+        raise UsageError(f'{runner} has no option --{name}.{nearest(name, options.get_all_options())}')
+    logs = options.view_as(WorkerOptions)
+    logs.default_sdk_harness_log_level = logs.default_sdk_harness_log_level or 'ERROR'
+    direct = options.view_as(DirectOptions)
+    if runner == DIRECT and workers and not any(flag.startswith('--direct_') for flag in flags):
+        direct.direct_num_workers, direct.direct_running_mode = workers, 'multi_processing'
+    return options
+
+
+def run(job: Job, options: PipelineOptions) -> None:
     """Make the shards of a job.
 
     Args:
       job: what to make. Its folders must be reached under the same paths by all workers.
-      runner: name of Beam's runner.
-      options: Beam's own, as on a command line.
-      workers: processes of the direct runner; 0 to work in this one. The others have options of their own.
+      options: of the pipeline.
 
     Raises:
       RunError: when the pipeline failed; what is whole is kept.
     """
-    place = job.out / JOB
-    files.write(place, pickle.dumps(job))
-    beam_options = PipelineOptions(list(options), runner=runner)
-    beam_options.view_as(WorkerOptions).default_sdk_harness_log_level = 'ERROR'
     logging.getLogger('apache_beam').setLevel(logging.ERROR)
-    direct = beam_options.view_as(DirectOptions)
-    if runner == DIRECT and workers and not any(option.startswith('--direct_') for option in options):
-        direct.direct_num_workers, direct.direct_running_mode = workers, 'multi_processing'
+    runner, place = options.view_as(StandardOptions).runner, job.out / JOB
+    files.write(place, pickle.dumps(job))
     try:
         for attempt in range(1, ATTEMPTS + 1):
-            if _finished(str(place), beam_options):
+            if _finished(str(place), options):
                 return
             log.warning('A worker died in attempt %d of %d; what is whole is kept.', attempt, ATTEMPTS)
         raise RunError(f'A worker died in each of {ATTEMPTS} attempts. Often memory is short: give fewer --workers.')
