@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -81,6 +82,28 @@ def test_a_runner_makes_the_same_bytes_and_names_bad_images(tiny_folder, tmp_pat
     assert same_files(tmp_path / 'here', tmp_path / 'skipped')
     assert same_files(tmp_path / 'here', tmp_path / 'skipped_by_two')
     assert len(sources.create(str(tmp_path / 'here'), 'train')) == 47
+
+
+@with_beam
+@pytest.mark.slow
+@pytest.mark.parametrize('runner', ['FlinkRunner', 'SparkRunner'])
+def test_a_job_server_takes_the_pipeline_of_a_runner(tiny_folder, tmp_path, runner):
+    """Beam's own job server in Python stands in for those of Flink and Spark: same protocol, and one worker."""
+    serve = [sys.executable, '-m', 'apache_beam.runners.portability.local_job_service_main', '-p', '0']
+    command = [str(tiny_folder), str(tmp_path / 'beam'), '--shards', '5', '--short-side', '48', '--runner', runner]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            line = next(line for line in server.stderr if 'Listening for beam jobs on port' in line)
+            endpoint = f'--job_endpoint=localhost:{line.rpartition(" ")[2].strip().strip(".")}'
+            drain = threading.Thread(target=server.stderr.read)
+            drain.start()
+            done = subprocess.run([*RUN, *command, '--', endpoint, '--environment_type=LOOPBACK'], cwd=ROOT)
+        finally:
+            server.terminate()
+        drain.join()
+    assert done.returncode == 0
+    prepare.main([str(tiny_folder), str(tmp_path / 'here'), *command[2:6], '--workers', '0'])
+    assert same_files(tmp_path / 'here', tmp_path / 'beam')
 
 
 def workers_of(pid):

@@ -83,8 +83,8 @@ def run(job: Job, options: PipelineOptions) -> None:
     except RunError:
         raise
     except Exception as error:
-        reason = ' '.join(str(error).split('\n')[0].split())[:300]
-        raise RunError(f'{runner} failed: {type(error).__name__}: {reason}. The same command goes on.') from error
+        reason = ' '.join(str(error).split())[:400]
+        raise RunError(f'{runner} failed: {type(error).__name__}: {reason}. What is whole is kept.') from error
     finally:
         place.unlink(missing_ok=True)
 
