@@ -58,7 +58,7 @@ class Shards:
         manifest = _read_manifest(self.root / MANIFEST)
         entries = manifest['shards']
         self._old = manifest['format'] == 1
-        self._files = [entry['file'] for entry in entries]
+        self._files = [f'{self.root}/{entry["file"]}' for entry in entries]
         self._ends = np.cumsum([entry['count'] for entry in entries], dtype=np.int64)
         self.class_names = tuple(manifest['class_names'])
         _check_sizes(self.root, {entry['file']: entry['bytes'] for entry in entries})
@@ -128,7 +128,7 @@ class Shards:
 
     def __getitem__(self, index: int) -> Record:
         shard, place = self._place(index)
-        path = str(self.root / self._files[shard])
+        path = self._files[shard]
         try:
             return unpack(_reader(path, self._fingerprint).read([place])[0])
         except Exception as error:  # array_record raises bare errors of several kinds
@@ -140,7 +140,7 @@ class Shards:
     def _place(self, index: int) -> tuple[int, int]:
         """Return (shard, place in it) of a record."""
         index = range(len(self))[index]
-        shard = int(np.searchsorted(self._ends, index, side='right'))
+        shard = int(self._ends.searchsorted(index, side='right'))
         return shard, index - int(self._ends[shard - 1] if shard else self._first)
 
 
