@@ -26,7 +26,7 @@ from fixres_jax.core.errors import RunError, UsageError, nearest
 from fixres_jax.data.preparation import Job, Order
 
 DIRECT = 'DirectRunner'
-JOB = '.job.pickle'
+JOB = '.job.incomplete'  # swept away by the next run if this one is killed
 ATTEMPTS = 5  # of Beam's direct runner, which gives up when a worker dies; the others try again by themselves
 log = logging.getLogger('fixres_jax')
 
