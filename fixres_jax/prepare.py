@@ -32,7 +32,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes here; default: one per core')
     parser.add_argument('--skip-bad', action='store_true', help='leave out bad images instead of stopping')
     parser.add_argument('--runner', choices=RUNNERS, help="Apache Beam's, instead of processes started here")
-    parser.add_argument('beam', nargs='*', help="after '--': options of the runner, as Beam's documentation has them")
+    parser.add_argument(
+        'beam', nargs='*', default=[], help="after '--': options of the runner, as Beam's documentation has them"
+    )
     cut = argv.index('--') if '--' in argv else len(argv)
     arguments = parser.parse_args(argv[:cut])
     if arguments.beam:

@@ -36,15 +36,6 @@ def test_a_runner_needs_beam_and_says_so(tiny_folder, tmp_path, monkeypatch):
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('arguments, expected', [
-    (['--runner', 'NoRunner'], 'invalid choice'), (['--', '--direct_num_workers=2'], 'give it too, as --runner'),
-    (['more'], 'unrecognized arguments: more'),
-])  # fmt: skip
-def test_wrong_runners_are_refused(tiny_folder, tmp_path, arguments, expected):
-    with pytest.raises(UsageError, match=expected):
-        prepare.main([str(tiny_folder), str(tmp_path / 'out'), *arguments])
-
-
 @with_beam
 @pytest.mark.slow
 @pytest.mark.parametrize('flags, expected', [
