@@ -119,7 +119,6 @@ def contestants(original: pathlib.Path, prepared: pathlib.Path) -> dict[str, Cal
     except ImportError:
         print('TensorFlow is not installed: tf.data is left out')
     found['files'] = lambda *job: fixres(original, *job)
-    found['files, fast_decode'] = lambda *job: fixres(original, *job, fast_decode=True)
     found['files, 3 copies of an image'] = lambda *job: fixres(original, *job, repeats=3)
     found['records'] = lambda *job: fixres(prepared, *job)
     found['records, 3 copies of an image'] = lambda *job: fixres(prepared, *job, repeats=3)

@@ -124,7 +124,6 @@ def make(config: Any, workdir: epath.Path) -> Plan:
             jitter=config.train.jitter,
             crop=config.train.crop,
             interpolation=config.train.interpolation,
-            fast_decode=config.train.fast_decode,
         ),
         augmentation=config.finetune.augmentation,
         training=training(config),

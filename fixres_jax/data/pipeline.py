@@ -211,7 +211,7 @@ class _TrainLoader:
             if index != previous:
                 image, label = _read(self.source, index)
                 if records.count(index) > 1:
-                    image = image.decode()  # once for all copies
+                    image.load()  # once for all copies
                 previous = index
             images.append(self.transform(image, sample_rng(int(sample), self.seed)))
             labels.append(label)
@@ -242,7 +242,7 @@ class _EvalLoader:
             # Padding repeats the last record: its pixels are of the right shape, and masked.
             if mask[place] or not place:
                 image, label = _read(self.source, min(int(index), len(self.source) - 1))
-                image = image.decode()
+                image.load()  # once for all transforms
                 pixels = {key: transform(image, None) for key, transform in self.transforms.items()}
             labels[place] = label if mask[place] else 0
             for key in images:

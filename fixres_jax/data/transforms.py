@@ -42,7 +42,7 @@ def resize_side(resolution: int, resize_ratio: float) -> int:
 
 def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.ndarray:
     """Resize so that one side ('short', 'height' or 'long') has `side` pixels; the other is rounded down."""
-    image = pixels.of_image(_as_image(image))
+    image = image.crop((0, 0, *image.size)) if isinstance(image, EncodedImage) else pixels.of_image(_as_image(image))
     height, width = image.shape
     reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
     # An extreme aspect ratio would leave the other side without a pixel.
@@ -50,10 +50,8 @@ def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.
     return pixels.resize(image, size, interpolation)
 
 
-def _as_image(image: AnyImage) -> Image.Image:
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
-    return image.decode() if isinstance(image, EncodedImage) else image
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _center(length: int, resolution: int) -> int:
@@ -75,7 +73,6 @@ class TrainTransform:
     crop: str
     resize_ratio: float
     interpolation: str
-    fast_decode: bool
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         if self.crop == 'resize':
@@ -84,21 +81,19 @@ class TrainTransform:
             left, top = (int(rng.integers(length - self.resolution + 1)) for length in reversed(image.shape))
             image = pixels.crop(image, left, top, self.resolution)
         else:
-            image = pixels.of_image(self._crop(image, rng))
-            image = pixels.resize(image, (self.resolution, self.resolution), self.interpolation)
+            image = pixels.resize(self._crop(image, rng), (self.resolution, self.resolution), self.interpolation)
         if self.flip:
             image = _flip(image, rng)
         if self.jitter:
             image = color_jitter(image, self.jitter, rng)
         return pixels.to_rgb(image)
 
-    def _crop(self, image: AnyImage, rng: np.random.Generator) -> Image.Image:
+    def _crop(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         image = image if isinstance(image, EncodedImage) else _as_image(image)
         box = BOXES[self.crop](*image.size, self.scale, self.ratio, rng)
         # A crop of its own, then resized: `resize(box=)` would look at pixels outside the crop.
-        if self.fast_decode and isinstance(image, EncodedImage):
-            return image.crop(box, at_least=self.resolution)
-        return image.crop(box)
+        cropped = image.crop(box)
+        return cropped if isinstance(image, EncodedImage) else pixels.of_image(cropped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +154,6 @@ def make_train(
     crop: str = 'torchvision',
     resize_ratio: float = TEST_RATIO,
     interpolation: str = 'bilinear',
-    fast_decode: bool = False,
 ) -> TrainTransform:
     """Make the training transform.
 
@@ -174,8 +168,6 @@ def make_train(
         used).
       resize_ratio: see `crop`.
       interpolation: 'bilinear' or 'bicubic', antialiased.
-      fast_decode: let large crops of JPEG files be decoded at a half, a quarter or an eighth of their size, but no
-        less than the resolution. Faster, and other pixels than the reference's.
     """
     if crop not in (*BOXES, 'resize'):
         raise UsageError(
@@ -186,9 +178,7 @@ def make_train(
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
     _check(resolution, interpolation, resize_ratio)
-    return TrainTransform(
-        resolution, tuple(scale), tuple(ratio), flip, jitter, crop, resize_ratio, interpolation, fast_decode
-    )
+    return TrainTransform(resolution, tuple(scale), tuple(ratio), flip, jitter, crop, resize_ratio, interpolation)
 
 
 def make_test(
