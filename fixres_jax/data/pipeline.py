@@ -44,6 +44,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Iterate over this host's share of the training batches of steps [start_step, num_steps).
 
+    Reading begins at once, in the background, and waits when `prefetch` batches are ready.
+
     Each record comes `repeats` times an epoch. Its copies share a global batch (but for the one at the border, when
     `repeats` does not divide `batch_size`) and lie as far apart in it as can be: on other hosts, where there are
     several, and in other groups of BatchNorm.
@@ -93,8 +95,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Iterate over this host's share of a source, in order, each file decoded once for all transforms.
 
-    The last batch is padded, so that all hosts get the same number of full batches: padding has mask False
-    and index -1.
+    Reading begins at once, in the background. The last batch is padded, so that all hosts get the same number of full
+    batches: padding has mask False and index -1.
 
     Args:
       source: records.
@@ -275,12 +277,18 @@ def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int,
         # When a run stops early, Python's tracker removes the batches left in shared memory, and would report each.
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
         data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers)))
-    return _join(data, num_chunks, stop - start)
+    batches = _join(data, num_chunks, stop - start)
+    next(batches)
+    return batches
 
 
 def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterator[Batch]:
+    """Yield once when reading has begun, then the batches; closed at any time from then on, it ends the reading."""
     chunks = iter(data)
     try:
+        chunks.get_state()  # without a state, `start_prefetch` would not start processes
+        chunks.start_prefetch()
+        yield {}
         for _ in range(num_batches):
             yield _place([next(chunks) for _ in range(num_chunks)])
     except RunError as error:
