@@ -14,66 +14,70 @@ import time
 import jax
 from etils import epath
 
-from fixres_jax import adapt, checkpoint, evaluate, models, sharding, train
+from fixres_jax import models
+from fixres_jax.adaptation import adapt
+from fixres_jax.core.files import write_json
+from fixres_jax.core.progress import log
 from fixres_jax.data import sources, transforms
-from fixres_jax.metrics import write_json
-from fixres_jax.progress import log
+from fixres_jax.data.sources import Splits
+from fixres_jax.evaluation import evaluate
+from fixres_jax.machines import sharding
+from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.runs import provenance
+from fixres_jax.training import train
+from fixres_jax.training.optimization import Optimization
+from fixres_jax.training.train import Writing
+from fixres_jax.weights import network
 
 
 def main() -> None:
     """Measure every resolution that DIR/adaptation.json does not have yet."""
     args = _arguments()
-    mesh = sharding.make_mesh()
-    variables, metadata = checkpoint.load_model(epath.Path(args.run) / 'train')
+    runtime = Runtime(sharding.make_mesh())
     config = json.loads((epath.Path(args.run) / 'config.json').read_text())
-    model = models.create(
-        metadata['architecture'], metadata['num_classes'], width=metadata['width'],
-        bn_group_size=config['model']['bn_group_size'] or None, mean=metadata['mean'], std=metadata['std'],
-    )  # fmt: skip
-    images, held_out = sources.hold_out(
+    trained = network.load(epath.Path(args.run) / 'train', bn_group_size=config['model']['bn_group_size'] or None)
+    train_images, held_out = sources.hold_out(
         sources.create(args.data, 'train'), config['data']['held_out_fraction'], config['seed']
     )
-    test = sources.create(args.data, 'val')
+    if reason := provenance.why_seen(provenance.given_trainings(trained.about), held_out):
+        raise SystemExit(f'The network in {args.run} may have seen the images held out from {args.data}: {reason}.')
+    images = Splits(train_images, held_out, sources.create(args.data, 'val'))
     path = epath.Path(args.out) / 'adaptation.json'
     rows = json.loads(path.read_text())['rows'] if path.exists() else []
     for resolution in args.resolutions:
         if resolution in [row['resolution'] for row in rows]:
             continue
-        row = measure(model, variables, images, held_out, test, resolution, metadata, args, mesh)
+        row = measure(trained, images, resolution, args, runtime)
         rows.append(row)
         log.info('%s', row)
         machine = f'{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}'
-        write_json(path, {'train_resolution': metadata['train_resolution'], 'machine': machine, 'rows': rows})
+        write_json(path, {'train_resolution': trained.about['train_resolution'], 'machine': machine, 'rows': rows})
     print(_table(rows))
 
 
-def measure(model, variables, images, held_out, test, resolution, metadata, args, mesh):
+def measure(trained, images, resolution, args, runtime):
     """Adapt and fine-tune at one resolution; return accuracies, their paired difference, seconds and passes."""
-    test_transform = transforms.make_test(resolution, resize_ratio=metadata['resize_ratio'])
-    optimization = _optimization(metadata['architecture'], args)
+    test_transforms = {resolution: transforms.make_test(resolution, resize_ratio=trained.about['resize_ratio'])}
+    optimization = _optimization(trained.about['architecture'], args)
     directory = epath.Path(args.out) / str(resolution)
     if directory.exists():  # of a run that was stopped: times count only when they are whole
         directory.rmtree()
     began, work_began = time.monotonic(), time.process_time()
-    placed = jax.device_put(variables, sharding.replicated(mesh))
+    placed = trained.placed(runtime)
     adapted, record = adapt.adapt(
-        model, placed, images, held_out, {resolution: test_transform}, _adaptation(optimization),
-        batch_size=args.batch_size, seed=0, mesh=mesh, directory=directory / 'embeddings',
+        placed, images, test_transforms, _adaptation(optimization), Feed(runtime, args.batch_size, 'adapt'),
+        seed=0, directory=directory / 'embeddings',
     )[resolution]  # fmt: skip
-    jax.block_until_ready(adapted)
+    jax.block_until_ready(adapted.variables)
     adapt_seconds, adapt_work = time.monotonic() - began, time.process_time() - work_began
     began, work_began = time.monotonic(), time.process_time()
     tuned, info = train.run(
-        model, images, test_transform, optimization, variables=variables, repeats=1, seed=1, mesh=mesh,
-        layout='replicated', directory=directory / 'sgd', metadata=metadata, log_every_steps=50,
-        checkpoint_every_steps=0, keep_checkpoints=1, restore_step=0,
-        reading={'workers': 0, 'threads': 4}, title=f'sgd {resolution}',
+        trained, images.train, test_transforms[resolution], optimization,
+        runtime=runtime, writing=Writing(directory / 'sgd', 50, 0, 1, 0), seed=1, title=f'sgd {resolution}',
     )  # fmt: skip
     sgd_seconds, sgd_work = time.monotonic() - began, time.process_time() - work_began
     networks = {'before': placed, 'sgd': tuned, 'adapted': adapted}
-    result = evaluate.evaluate(
-        model, networks, test, {resolution: test_transform}, batch_size=256, mesh=mesh, title=f'test {resolution}'
-    )
+    result = evaluate.evaluate(networks, images.test, test_transforms, Feed(runtime, 256, f'test {resolution}'))
     directory.rmtree()
     return {
         'resolution': resolution,
@@ -83,17 +87,17 @@ def measure(model, variables, images, held_out, test, resolution, metadata, args
         'seconds': {'adapted': adapt_seconds, 'sgd': sgd_seconds},
         'times_less': sgd_seconds / adapt_seconds,
         'processor_seconds': {'adapted': adapt_work, 'sgd': sgd_work},
-        'passes': {'adapted': record['passes'], 'sgd': info['images_seen'] / len(images)},
+        'passes': {'adapted': record['passes'], 'sgd': info['images_seen'] / len(images.train)},
         'adaptation': record,
     }
 
 
 def _optimization(architecture, args):
     """Return the reference's fine-tuning at this batch size."""
-    return train.Optimization(
+    return Optimization(
         epochs=args.epochs, batch_size=args.batch_size, accumulate_steps=1, lr=1e-3, lr_rule='fixres', schedule='step',
         decay_every_epochs=30.0, warmup_epochs=0.0, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0,
-        **models.FINETUNE[architecture],
+        repeats=1, **models.find(architecture).finetune,
     )  # fmt: skip
 
 
@@ -102,7 +106,7 @@ def _adaptation(optimization):
     return adapt.Adaptation(
         batch_norm=optimization.batch_norm, statistics_images=10000, solver='lbfgs',
         weight_decays=(0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), max_iterations=100, optimization=optimization,
-        flip=False, copies=0, cache_dtype='float32', cache_gigabytes=8.0, unseen=True,
+        flip=False, copies=0, cache_dtype='float32', cache_gigabytes=8.0, sweep_images=50000, unseen=True,
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixres_jax import checkpoint, models
+from fixres_jax import models
 from fixres_jax.data import transforms
+from fixres_jax.weights import checkpoint, network
 
 IMAGES = ('.jpg', '.jpeg', '.png')
 
@@ -30,19 +31,12 @@ def read(folder: str, resolution: int, resize_ratio: float) -> np.ndarray:
     ])  # fmt: skip
 
 
-def logits(variables: dict, metadata: dict, images: np.ndarray, dtype: jnp.dtype, batch_size: int) -> np.ndarray:
+def logits(run: str, images: np.ndarray, dtype: jnp.dtype, batch_size: int) -> np.ndarray:
     """Return float32[N, K] of a network that computes in a dtype."""
-    model = models.create(
-        metadata['architecture'],
-        metadata['num_classes'],
-        dtype=dtype,
-        width=metadata['width'],
-        mean=metadata['mean'],
-        std=metadata['std'],
-    )
-    apply = jax.jit(lambda variables, images: model.apply(variables, images, models.EVAL)[0])
+    loaded = network.load(run, dtype=dtype)
+    apply = jax.jit(lambda variables, images: loaded.model.apply(variables, images, models.EVAL)[0])
     return np.concatenate(
-        [np.asarray(apply(variables, images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
+        [np.asarray(apply(loaded.variables, images[i : i + batch_size])) for i in range(0, len(images), batch_size)]
     )
 
 
@@ -66,12 +60,9 @@ def main() -> None:
     parser.add_argument('--resolutions', type=int, nargs='+', default=[224], help='pixels')
     parser.add_argument('--batch_size', type=int, default=50)
     args = parser.parse_args()
-    variables, metadata = checkpoint.load_model(args.run)
     for resolution in args.resolutions:
-        images = read(args.folder, resolution, metadata['resize_ratio'])
-        exact, rounded = (
-            logits(variables, metadata, images, dtype, args.batch_size) for dtype in (jnp.float32, jnp.bfloat16)
-        )
+        images = read(args.folder, resolution, checkpoint.load_metadata(args.run)['resize_ratio'])
+        exact, rounded = (logits(args.run, images, dtype, args.batch_size) for dtype in (jnp.float32, jnp.bfloat16))
         print(json.dumps({'resolution': resolution} | compare(exact, rounded)), flush=True)
 
 

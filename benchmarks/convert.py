@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from fixres_jax import convert, models, state_dicts
+from fixres_jax import models
+from fixres_jax.weights import state_dicts, torch_weights
 
 
 def write(path: Path, name: str, zipped: bool) -> None:
     """Write random weights of an architecture."""
     rng = np.random.default_rng(0)
-    shapes = convert.torch_shapes(models.create(name))
+    shapes = torch_weights.torch_shapes(models.create(name))
     arrays = {key: rng.random(leaf.shape, np.float32) for key, leaf in shapes.items()}
     if path.suffix == '.safetensors':
         state_dicts.save(path, arrays, {})
@@ -35,7 +36,7 @@ def write(path: Path, name: str, zipped: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='resnext101_32x48d', choices=models.MODELS)
+    parser.add_argument('--model', default='resnext101_32x48d', choices=models.ARCHITECTURES)
     parser.add_argument('--format', default='zip', choices=('zip', 'legacy', 'safetensors'))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -33,8 +33,8 @@ def fixres(root: pathlib.Path, workers: int, resolution: int, repeats: int = 1, 
     transform = transforms.make_train(resolution, **options)
     steps = len(source) // BATCH
     batches = pipeline.train_batches(
-        source, transform, batch_size=BATCH, seed=0, start_step=0, num_steps=steps, repeats=repeats,
-        workers=workers, threads=1,
+        source, transform, pipeline.Readers(workers=workers, threads=1),
+        batch_size=BATCH, seed=0, start_step=0, num_steps=steps, repeats=repeats,
     )  # fmt: skip
     for batch in batches:
         yield len(batch['image'])

@@ -25,9 +25,13 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from fixres_jax import loop, models, optim, sharding, state
-from fixres_jax.checkpoint import Checkpoints
+from fixres_jax import models
 from fixres_jax.data import drawings, pipeline, sources, transforms
+from fixres_jax.machines import sharding
+from fixres_jax.training import loop, state
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.schedules import make_schedule
+from fixres_jax.weights.checkpoint import Checkpoints
 
 
 def make_step(rounds):
@@ -44,7 +48,7 @@ def make_step(rounds):
 
 
 def make_state(mesh):
-    tx = optim.make_sgd(optim.make_schedule('constant', 0.1, num_steps=1), momentum=0.9, weight_decay=0.0)
+    tx = make_sgd(make_schedule('constant', 0.1, num_steps=1), momentum=0.9, weight_decay=0.0)
     return state.create(models.create('resnet18', 1000), tx, '.*', key=jax.random.key(0), mesh=mesh)
 
 
@@ -61,7 +65,7 @@ def time_step(step_fn, mesh):
 
 
 class Watched:
-    """A step that notes, at each dispatch, the time and whether the step before has ended already."""
+    """A step that notes the time of each dispatch and whether the previous step has already finished."""
 
     def __init__(self, step_fn):
         self._step_fn, self._previous = step_fn, None
@@ -82,24 +86,22 @@ def run(step_fn, mesh, args, folder):
     batches = pipeline.train_batches(
         sources.create(str(data), 'train'),
         transforms.make_train(64),
+        pipeline.Readers(threads=1),
         batch_size=16,
         seed=0,
         start_step=0,
         num_steps=args.steps,
-        threads=1,
     )
     with contextlib.closing(Checkpoints(epath.Path(folder), 2)) as checkpoints:
         loop.fit(
             make_state(mesh),
             watched,
             batches,
-            pace=loop.Pace(args.steps, 16, 10, args.checkpoint_every_steps),
-            schedule=lambda step: 0.1,
+            loop.Pace(args.steps, 16, 'loop', lambda step: 0.1, 10, args.checkpoint_every_steps),
             key=jax.random.key(0),
             mesh=mesh,
             directory=epath.Path(folder),
             checkpoints=checkpoints,
-            title='loop',
         )
     return watched
 

@@ -109,7 +109,8 @@ def finish(workdir, cache):
 def networks(workdir):
     """Return all arrays of the networks that a run left, by name."""
     sys.path.insert(0, str(ROOT))
-    from fixres_jax import checkpoint, trees
+    from fixres_jax.core import trees
+    from fixres_jax.weights import checkpoint
 
     found = {}
     for path in sorted(Path(workdir).glob('*/fixres.json')):

@@ -16,7 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fixres_jax import models, optim, sharding, state, train
+from fixres_jax import models
+from fixres_jax.machines import sharding
+from fixres_jax.training import state
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.schedules import make_schedule
+from fixres_jax.training.step import make_train_step
 
 WORK = ('train', 'finetune', 'forward')
 
@@ -25,7 +30,7 @@ def jax_work(args, resolution):
     """Return {kind: function that does `args.steps` steps and waits}, with this project's step functions."""
     mesh = sharding.make_mesh()
     model = models.create(args.model, 1000, dtype=jnp.dtype(args.dtype), bn_group_size=args.bn_group_size or None)
-    tx = optim.make_sgd(optim.make_schedule('constant', 1e-3, num_steps=1), momentum=0.9, weight_decay=1e-4)
+    tx = make_sgd(make_schedule('constant', 1e-3, num_steps=1), momentum=0.9, weight_decay=1e-4)
     rng = np.random.default_rng(0)
     batch = sharding.put(
         {
@@ -37,7 +42,7 @@ def jax_work(args, resolution):
     key = jax.random.key(0)
 
     def make_training(trainable, mode):
-        step = train.make_train_step(model, tx, trainable, mode, mesh=mesh)
+        step = make_train_step(model, tx, trainable, mode, mesh=mesh)
         kept = [state.create(model, tx, trainable, key=key, mesh=mesh)]
 
         def work():
@@ -48,14 +53,14 @@ def jax_work(args, resolution):
         return work
 
     forward_fn = jax.jit(lambda variables, image: model.apply(variables, image, models.EVAL)[0].argmax(-1))
-    variables = jax.jit(lambda: state.init_variables(model, key), out_shardings=sharding.replicated(mesh))()
+    variables = jax.jit(model.init, out_shardings=sharding.replicated(mesh))(key)
 
     def forward():
         for _ in range(args.steps):
             out = forward_fn(variables, batch['image'])
         jax.block_until_ready(out)
 
-    regexes = models.FINETUNE[args.model]
+    regexes = models.ARCHITECTURES[args.model].finetune
     return {
         'train': make_training('.*', models.TRAIN),
         'finetune': make_training(regexes['trainable'], models.Mode(regexes['batch_norm'])),
@@ -67,12 +72,14 @@ def torch_work(args, resolution):
     """Return the same in torch: channels_last, autocast, torch.compile on a GPU; images normalized on the device."""
     import torch
 
+    architecture = models.ARCHITECTURES[args.model]
     try:
         import torchvision
     except (ImportError, RuntimeError):  # PyPI's torchvision beside a CPU build of torch
-        import torchvision
-
         from tests import torchvision_cpu  # noqa: F401
+
+        # isort: split
+        import torchvision
 
     gpu = torch.cuda.is_available()
     device = torch.device('cuda' if gpu else 'cpu')
@@ -82,13 +89,13 @@ def torch_work(args, resolution):
     image = torch.randint(0, 256, (args.batch_size, 3, resolution, resolution), dtype=torch.uint8, device=device)
     image = image.contiguous(memory_format=torch.channels_last)
     label = torch.randint(0, 1000, (args.batch_size,), device=device)
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (models.IMAGENET_MEAN, models.IMAGENET_STD))
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (architecture.mean, architecture.std))
 
     def make(kind):
         net = getattr(torchvision.models, args.model)().to(device, memory_format=torch.channels_last)
         net.train(kind == 'train')
         if kind == 'finetune':
-            last = dict(net.named_modules())[models.FINETUNE[args.model]['batch_norm'].replace('/', '.')]
+            last = dict(net.named_modules())[architecture.last_batch_norm.replace('/', '.')]
             last.train()
             for name, parameter in net.named_parameters():
                 parameter.requires_grad_(name.startswith('fc.'))
@@ -143,7 +150,7 @@ def measure(args, resolution):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--model', default='resnet50', choices=models.MODELS)
+    parser.add_argument('--model', default='resnet50', choices=models.ARCHITECTURES)
     parser.add_argument('--batch_size', type=int, default=32)
     parser.add_argument('--bn_group_size', type=int, default=0, help='0: the whole batch, as torch does on one device')
     parser.add_argument('--resolutions', type=int, nargs='+', default=[128, 224])

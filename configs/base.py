@@ -6,9 +6,17 @@ Not a run by itself: data.source is empty.
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
+class Config(ConfigDict):
+    """A config that can tell the defaults of its fields, so that a run may go on that is older than one of them."""
+
+    def defaults(self) -> dict:
+        """Return every field with its default."""
+        return get_config().to_dict()
+
+
+def get_config() -> Config:
     """Return the defaults: the paper's recipe for a ResNet-50 at 224."""
-    c = ConfigDict()
+    c = Config()
     c.task = 'recipe'  # recipe (all phases), train, adapt, finetune, evaluate, extract, analyze
     c.adaptation = 'one_pass'  # of the recipe. one_pass: section adapt; finetune: SGD through the network
     c.seed = 0  # of weights, order of images, augmentation and held-out images
@@ -22,8 +30,8 @@ def get_config() -> ConfigDict:
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
     c.model = ConfigDict()
-    c.model.name = ''  # a name of fixres_jax.models.MODELS; '': that of init_from, and without one resnet50
-    c.model.num_classes = 0  # 0: as many as the data has
+    c.model.name = ''  # a name of fixres_jax.models.ARCHITECTURES; '': that of init_from, and without one resnet50
+    c.model.num_classes = 0  # 0: as many as init_from has, or else the data
     c.model.width = 0  # channels of the stem; 0: those of init_from, and without one 64, the published network
     c.model.dtype = 'auto'  # of activations: float32, bfloat16; auto: bfloat16 where there is an accelerator
     c.model.bn_group_size = 64  # images that share BatchNorm statistics, the reference's 64 a GPU; 0: the whole batch
@@ -34,7 +42,7 @@ def get_config() -> ConfigDict:
     c.data.source = ''  # folder of splits of class folders, prepared shards, tfds:NAME, or 'drawings' (embedded)
     c.data.train_split = 'train'  # folder of the training split
     c.data.test_split = 'val'  # folder of the split that the final numbers come from
-    c.data.held_out_fraction = 0.02  # of the training images, kept from training to choose the test resolution on
+    c.data.held_out_fraction = 0.02  # of the training images, on average: kept from training to choose on
     c.data.held_out_list = ''  # file of names, one a line, to hold out instead of a fraction
     c.data.few_shot = 0.0  # training images of each class: a number, or a fraction below 1; 0: all
     c.data.few_shot_list = ''  # file of names, one a line, to train on instead
@@ -80,7 +88,8 @@ def get_config() -> ConfigDict:
     c.test.batch_size = 256  # global
 
     c.adapt = ConfigDict()
-    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if images were held out
+    # Both solvers train the classifier alone: sgd refuses any other finetune.trainable, lbfgs ignores it.
+    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if the held-out are unseen
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs
     c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all
@@ -94,7 +103,7 @@ def get_config() -> ConfigDict:
     c.extract.split = 'test'  # test, train (what was trained on) or held_out
     c.extract.flip = False  # average the softmax and the embedding with those of the mirror image
 
-    c.study = ''  # of task=analyze: roc, activations, ablation, grid
+    c.study = ''  # of task=analyze: regions, activations, ablation, grid
     c.analyze = ConfigDict()
     c.analyze.images = 2000  # test images for the activations' distributions, at most
     c.analyze.epochs = 1.0  # of the ablation's fine-tuning of BatchNorm's scale and bias; 0: without
@@ -105,6 +114,7 @@ def get_config() -> ConfigDict:
     c.finetune.epochs = 56.0  # passes over the training images
     c.finetune.batch_size = 512  # global
     c.finetune.accumulate_steps = 1
+    c.finetune.repeats = 1
     c.finetune.lr = 1e-3  # base learning rate
     c.finetune.lr_rule = 'fixres'
     c.finetune.schedule = 'step'

@@ -5,7 +5,7 @@ Command:   python -m fixres_jax.main --config configs/imagenette.py:small --work
 Variants:  :small     resnet18 of half width, trained at 96: for a CPU.
            :resnet50  the whole ResNet-50, trained at 128: for an accelerator.
 Measured:  :small on two CPU cores that did other work too, about 65 minutes: 80.1 at 96, 80.4 at 160, 83.6 adapted
-           at 160 (docs/results.md). :resnet50 has not been run.
+           at 160 (version 0.1.0, docs/results.md). :resnet50 has not been run.
 """
 
 from configs import base

@@ -1,15 +1,17 @@
 """Every config loads, names models and regexes that exist, and every field of base is read somewhere."""
 
+import ast
 import importlib
-import re
 from pathlib import Path
 
-import jax
 import pytest
 
 from configs import base, finetune, resnet50
-from fixres_jax import models, optim, state, trees
-from fixres_jax.plan import default_resolutions
+from fixres_jax import models
+from fixres_jax.core import trees
+from fixres_jax.runs import settings
+from fixres_jax.runs.run import default_resolutions
+from goldens import make_configs
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = [
@@ -35,40 +37,57 @@ def fields(config, prefix=''):
 
 
 @pytest.mark.parametrize('name, variant', CONFIGS)
+def test_config_tells_the_defaults_of_base_whatever_it_changes_itself(name, variant):
+    config = load(name, variant)
+    config.train.lr = 7.0
+    assert config.defaults() == config.copy_and_resolve_references().defaults() == base.get_config().to_dict()
+    assert config.to_dict() != config.defaults()
+
+
+@pytest.mark.parametrize('name, variant', CONFIGS)
 def test_config_is_one_that_can_run(name, variant):
     config = load(name, variant)
     assert set(fields(config)) == set(fields(base.get_config())), 'a field that base does not have'
-    assert config.model.name in models.MODELS
-    for section in (config.train, config.finetune):
-        lr = optim.learning_rate(section.lr, section.batch_size, section.lr_rule)
-        optim.make_schedule(section.schedule, lr, num_steps=10, decay_every_steps=1)
-        group = config.model.bn_group_size
-        assert not group or section.batch_size % group == 0
-    resolutions = config.test.resolutions or default_resolutions(config.train.resolution)
+    settings.read(config)
+    assert config.finetune.batch_size % config.model.bn_group_size == 0
+    resolutions = config.test.resolutions or default_resolutions(config.train.resolution, None, 32)
     assert list(resolutions) == sorted(resolutions) and max(resolutions) > config.train.resolution
 
 
-@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('name', models.ARCHITECTURES)
 def test_the_table_of_fine_tuning_regexes_matches(name):
     model = models.create(name, 10, width=64)
-    shapes = jax.eval_shape(lambda: state.init_variables(model, jax.random.key(0)))
-    regexes = models.FINETUNE[name]
+    shapes, regexes = model.shapes(), models.ARCHITECTURES[name].finetune
     selected, _ = trees.split(shapes['params'], regexes['trainable'])
     assert set(trees.flatten(selected)) == {'fc/kernel', 'fc/bias'}
     assert len(models.batch_norm_layers(shapes['batch_stats'], regexes['batch_norm'])) == 1
 
 
 def test_every_field_of_base_is_read_and_explained():
-    code = ''.join(path.read_text() for path in (ROOT / 'fixres_jax').rglob('*.py'))
+    checks = ('sections.py', 'settings.py')
+    files = [path for path in (ROOT / 'fixres_jax').rglob('*.py') if path.name not in checks]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text()))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    listed = [one for node in nodes if isinstance(node, ast.Tuple) for one in node.elts]  # for getattr
+    read |= {one.value for one in listed if isinstance(one, ast.Constant)}
     for name in fields(base.get_config()):
-        last = name.split('.')[-1]
-        assert re.search(rf'\b{last}\b', code), f'{name} is read nowhere'
+        assert name.split('.')[-1] in read, f'{name} is read nowhere'
 
 
 def test_finetune_covers_every_model():
-    assert {name.removesuffix('_cutmix') for name in finetune.TABLE} == set(models.MODELS)
+    assert {name.removesuffix('_cutmix') for name in finetune.TABLE} == set(models.ARCHITECTURES)
 
 
 def test_default_resolutions_hold_the_training_size_and_reach_twice_it():
-    assert default_resolutions(128) == (96, 128, 144, 160, 176, 192, 224, 256)
-    assert 100 in default_resolutions(100)
+    assert default_resolutions(128, None, 32) == (96, 128, 144, 160, 176, 192, 224, 256)
+    assert 100 in default_resolutions(100, None, 32)
+
+
+def test_configs_are_as_they_were_reviewed():
+    renew = 'Renew the dumps with `python tests/goldens/make_configs.py` and review their difference.'
+    dumps = {name: make_configs.dump(config) for name, config in make_configs.named_configs()}
+    assert dumps.keys() == {path.stem for path in make_configs.FOLDER.glob('*.txt')}, renew
+    for path in (ROOT / 'configs').glob('[!_]*.py'):
+        assert any(name.startswith(path.stem) for name in dumps), f'{path.stem} is not in make_configs.named_configs'
+    for name, text in dumps.items():
+        assert text == (make_configs.FOLDER / f'{name}.txt').read_text(), f'{name} is another: {renew}'

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import sys
 
 import ml_dtypes
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fixres_jax import checkpoint, convert, models, releases, state_dicts
-from fixres_jax.errors import UsageError
+import fixres_jax
+from fixres_jax import convert, models
+from fixres_jax.core.errors import UsageError
+from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from fixres_jax.weights import checkpoint, releases, state_dicts, torch_weights
 from goldens import weights
 
 WIDTH = 8  # of the small resnet18 that most tests convert
 
 
 def state_dict_of(name='resnet18', num_classes=weights.CLASSES, width=WIDTH):
-    shapes = convert.torch_shapes(models.create(name, num_classes, width=width))
+    shapes = torch_weights.torch_shapes(models.create(name, num_classes, width=width))
     state_dict = {key: weights.weight(key, leaf.shape) for key, leaf in shapes.items()}
     counters = [key for key in shapes if key.endswith('running_var')]
-    return state_dict | {key.replace('running_var', convert.COUNTER): np.zeros((), np.int64) for key in counters}
+    return state_dict | {key.replace('running_var', torch_weights.COUNTER): np.zeros((), np.int64) for key in counters}
 
 
 def assert_same(found, expected):
@@ -42,20 +46,20 @@ def safetensors_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('name', models.ARCHITECTURES)
 def test_round_trip_is_bit_exact(name):
-    width = -(-64 // models.create(name).base_width)  # the narrowest that has channels in its groups
+    width = -(-64 // models.create(name).module.base_width)  # the narrowest that has channels in its groups
     model, start = models.create(name, weights.CLASSES, width=width), state_dict_of(name, width=width)
-    assert_same(convert.to_torch(convert.from_torch(start, model)), start)
+    assert_same(torch_weights.to_torch(torch_weights.from_torch(start, model)), start)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
         half = {key: array.astype(dtype) if array.ndim else array for key, array in start.items()}
-        found = convert.to_torch(convert.from_torch(half, model))
+        found = torch_weights.to_torch(torch_weights.from_torch(half, model))
         assert_same(found, {key: a.astype(np.float32) if a.ndim else a for key, a in half.items()})
 
 
 def test_axes_and_names_move():
     start = state_dict_of()
-    variables = convert.from_torch(start, models.create('resnet18', weights.CLASSES, width=WIDTH))
+    variables = torch_weights.from_torch(start, models.create('resnet18', weights.CLASSES, width=WIDTH))
     params, stats = variables['params'], variables['batch_stats']
     assert params['conv1']['kernel'][1, 2, 0, 3] == start['conv1.weight'][3, 0, 1, 2]
     assert params['fc']['kernel'][5, 1] == start['fc.weight'][1, 5]
@@ -68,7 +72,7 @@ def test_every_difference_is_listed_with_the_nearest_name():
     start['layer4.1.bn_2.weight'] = start.pop('layer4.1.bn2.weight')
     start['conv1.weight'] = start['conv1.weight'][:, :1]
     with pytest.raises(UsageError) as caught:
-        convert.from_torch(start, model)
+        torch_weights.from_torch(start, model)
     message = str(caught.value)
     assert 'missing: layer4.1.bn2.weight' in message
     assert 'layer4.1.bn_2.weight (is it layer4.1.bn2.weight?)' in message
@@ -77,25 +81,42 @@ def test_every_difference_is_listed_with_the_nearest_name():
 
 def test_the_architecture_that_fits_is_named():
     with pytest.raises(UsageError, match='They fit resnet34') as caught:
-        convert.from_torch(state_dict_of('resnet34'), models.create('resnet18', weights.CLASSES, width=WIDTH))
-    extra = {key for key in state_dict_of('resnet34') if convert.COUNTER not in key} - {*state_dict_of()}
-    assert all(f'not expected: {key}' in str(caught.value) for key in extra)
+        torch_weights.from_torch(state_dict_of('resnet34'), models.create('resnet18', weights.CLASSES, width=WIDTH))
+    extra = [
+        key for key in state_dict_of('resnet34') if torch_weights.COUNTER not in key and key not in state_dict_of()
+    ]
+    lines = str(caught.value).splitlines()
+    assert lines[0] == 'The weights do not fit the model:' and lines[-1] == 'They fit resnet34.'
+    assert lines[1:-1] == [
+        *(f'not expected: {key}' for key in extra[:10]),
+        f'... and {len(extra) - 10} more not expected',
+    ]
+
+
+def test_a_list_of_differences_stays_short_and_says_that_nothing_fits():
+    other = {f'blocks.{index}.attention.weight': np.zeros((8, 8)) for index in range(90)}
+    with pytest.raises(UsageError) as caught:
+        torch_weights.from_torch(other, models.create('resnet18', weights.CLASSES, width=WIDTH))
+    lines = str(caught.value).splitlines()
+    names = [line for line in lines if line.startswith(('missing', 'not expected', 'shape of'))]
+    assert len(names) == 10 and len(lines) <= 15
+    assert lines[-1].startswith('They fit none of resnet18, ')
 
 
 def test_a_state_dict_that_is_no_network_is_refused():
     model = models.create('resnet18', weights.CLASSES, width=WIDTH)
     with pytest.raises(UsageError, match='empty'):
-        convert.from_torch({}, model)
+        torch_weights.from_torch({}, model)
     quantized = state_dict_of() | {'conv1.weight': np.zeros((8, 3, 7, 7), np.int8)}
     with pytest.raises(UsageError, match='conv1.weight is int8'):
-        convert.from_torch(quantized, model)
+        torch_weights.from_torch(quantized, model)
 
 
 def test_another_number_of_classes_needs_a_fresh_classifier():
     start, model = state_dict_of(), models.create('resnet18', 4, width=WIDTH)
     with pytest.raises(UsageError, match=r'fc.bias: expected \(4,\), found \(10,\)'):
-        convert.from_torch(start, model)
-    found = convert.to_torch(convert.from_torch(start, model, reset_head=True))
+        torch_weights.from_torch(start, model)
+    found = torch_weights.to_torch(torch_weights.from_torch(start, model, reset_head=True))
     assert found['fc.weight'].shape == (4, 64) and 0 < np.abs(found['fc.weight']).max() <= 64**-0.5
     assert_same({k: v for k, v in found.items() if k[:2] != 'fc'}, {k: v for k, v in start.items() if k[:2] != 'fc'})
 
@@ -105,16 +126,22 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     assert run('resnet18', safetensors_file, tmp_path / 'in', *options) == 0
     variables, metadata = checkpoint.load_model(tmp_path / 'in')
     start = state_dict_of()
-    assert_same(convert.to_torch(variables), start)
+    assert_same(torch_weights.to_torch(variables), start)
     digest = metadata.pop('source_sha256')
     assert len(digest) == 64
-    assert metadata == convert.METADATA | {
+    assert metadata == {
+        'version': fixres_jax.__version__,
         'architecture': 'resnet18',
         'width': WIDTH,
         'num_classes': weights.CLASSES,
         'mean': [0.5, 0.4, 0.3],
-        'resize': 'height',
+        'std': list(IMAGENET_STD),
+        'train_resolution': 224,
         'test_resolution': 320,
+        'resize_ratio': 256 / 224,
+        'resize': 'height',
+        'interpolation': 'bilinear',
+        'crop': 'torchvision',
         'source_file': 'weights.safetensors',
     }
     assert run('--to-torch', tmp_path / 'in', tmp_path / 'out.safetensors') == 0
@@ -126,6 +153,22 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     capsys.readouterr()
     assert run('resnet18', safetensors_file, tmp_path / 'in', '--width', WIDTH) == 2
     assert 'not an empty folder' in capsys.readouterr().err
+
+
+def test_a_torch_file_is_not_written_to_a_bucket(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run('--to-torch', 'run', 'gs://bucket/x.safetensors') == 2
+    assert 'local or mounted folder' in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_classes_come_back_with_a_file_and_what_it_was_trained_on_does_not(safetensors_file, tmp_path):
+    state_dict, _ = state_dicts.load(safetensors_file)
+    about = {'class_names': [f'class {n}' for n in range(weights.CLASSES)], 'trained_on': [{'trained': {'count': 7}}]}
+    state_dicts.save(tmp_path / 'ours.safetensors', state_dict, about)
+    for out, option, back in (('a', (), about['class_names']), ('b', ('--reset-head',), None)):
+        assert run('resnet18', tmp_path / 'ours.safetensors', tmp_path / out, '--width', WIDTH, *option) == 0
+        metadata = checkpoint.load_metadata(tmp_path / out)
+        assert metadata.get('class_names') == back and 'trained_on' not in metadata
 
 
 def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tmp_path, capsys):
@@ -147,6 +190,11 @@ def test_command_line_starts_a_fresh_classifier_and_says_so(safetensors_file, tm
         (('resnet18', 'FILE', '--ema'), 'no moving average'),
         (('resnet18', 'FILE', '--release', 'timm/resnet50'), "Did you mean 'timm/resnet50.a"),
         (('resnet18', 'FILE', '--release', 'timm/resnet50.a1_in1k'), 'is a resnet50, not a resnet18'),
+        (
+            ('resnetblur18', 'FILE'),
+            'resnetblur18 is a resnetblur18: its arrays are named and shaped like those of resnet18',
+        ),
+        (('resnet18', 'FILE', '--release', 'timm/resnetaa50.a1h_in1k'), 'timm/resnetaa50.a1h_in1k is a resnetaa50'),
     ],
 )
 def test_command_line_refuses_and_writes_nothing(arguments, message, safetensors_file, tmp_path, capsys):
@@ -197,6 +245,8 @@ def test_pickles_of_both_formats(suffix, zipped, tmp_path):
         (lambda x: {'model': {f'module.{key}': value for key, value in x.items()}, 'epoch': 3}, False),
         (lambda x: {'state_dict': {f'_orig_mod.module.{key}': value for key, value in x.items()}}, False),
         (lambda x: {'state_dict': {f'model.{key}': value for key, value in x.items()}}, False),
+        (lambda x: {'state_dict': {f'net.{key}': value for key, value in x.items()}}, False),
+        (lambda x: {'state_dict': {f'_orig_mod.trainer.1.{key}': value for key, value in x.items()}}, False),
         (lambda x: {'model_state_dict': x, 'optimizer': {'lr': 0.1}}, False),
         (lambda x: {'state_dict': {}, 'state_dict_ema': x}, True),
         (lambda x: {'model': {}, 'model_ema': {f'module.{k}': v for k, v in x.items()} | {'n_averaged': 1}}, True),
@@ -232,6 +282,112 @@ def test_pickles_without_weights_are_refused(content, message, tmp_path):
         state_dicts.load(tmp_path / 'x.pth')
 
 
+def test_a_prefix_is_removed_only_from_whole_networks(tmp_path):
+    for names in (['fc.weight', 'fc.bias'], ['net.conv1.weight', 'loss.scale']):
+        safetensors.numpy.save_file({name: np.ones(2, np.float32) for name in names}, tmp_path / 'x.safetensors')
+        assert list(state_dicts.load(tmp_path / 'x.safetensors')[0]) == sorted(names)
+
+
+def test_a_network_beside_other_arrays_is_named_by_its_prefix(tmp_path, capsys):
+    arrays = {f'net.{name}': array for name, array in state_dict_of().items()} | {'loss.scale': np.ones(1, np.float32)}
+    safetensors.numpy.save_file(arrays, tmp_path / 'x.safetensors')
+    assert run('resnet18', tmp_path / 'x.safetensors', tmp_path / 'out') == 2
+    assert "under the prefix 'net.' and 1 other arrays, such as loss.scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'name', ['resnetblur50-84f4748f.pth', 'resnetaa50_a1h-4cf422b3.pth', 'my-ResNetBlur18.bin',
+             'models--timm--resnetaa50.a1h_in1k/snapshots/1/model.safetensors', 'timm/resnetblur50.bt_in1k']
+)  # fmt: skip
+def test_names_of_look_alikes_are_refused(name):
+    with pytest.raises(
+        UsageError, match=r'like those of resnet(18|50), but it averages where resnet\1 strides'
+    ) as caught:
+        releases.refuse_look_alike(name)
+    assert '\n' not in str(caught.value)
+
+
+def test_other_names_are_no_look_alikes():
+    for name in (
+        *(text for r in releases.RELEASES for text in (r.name, r.file)),
+        *models.ARCHITECTURES,
+        '',
+        'blur/resnet50.pth',
+    ):
+        releases.refuse_look_alike(name)
+    releases.refuse_look_alike('resnetblur50/resnet50-0676ba61.pth')  # the folder says nothing of this file
+
+
+def test_a_look_alike_that_only_its_content_names_is_refused(tmp_path, capsys):
+    torch = pytest.importorskip('torch')
+    tensors = {name: torch.from_numpy(array) for name, array in state_dict_of().items()}
+    torch.save({'arch': 'resnetblur18', 'state_dict': tensors}, tmp_path / 'model_best.pth.tar')
+    assert run('resnet18', tmp_path / 'model_best.pth.tar', tmp_path / 'out') == 2
+    assert 'resnetblur18 is a resnetblur18' in capsys.readouterr().err
+
+
+def test_timm_has_no_other_look_alikes():
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    timm, torch = (pytest.importorskip(name, exc_type=ImportError) for name in ('timm', 'torch'))
+
+    def build(name):
+        with torch.device('meta'):
+            return timm.create_model(name)
+
+    def shapes(network):
+        return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+
+    ours = {name: build(name) for name in models.ARCHITECTURES if timm.is_model(name)}
+    others = {name: build(name) for name in timm.list_models(module='resnet') if name not in ours}
+    found = {
+        name
+        for name, network in others.items()
+        for own in ours.values()
+        if shapes(network) == shapes(own) and repr(network) != repr(own)
+    }
+    assert found == {'resnetaa50', 'resnetblur18', 'resnetblur50'}
+
+
+@pytest.mark.parametrize('kind', ['F8_E4M3', 'F8_E5M2', 'U16'])
+def test_arrays_of_few_bits_in_safetensors_are_named(kind, tmp_path):
+    header = json.dumps({'fc.weight': {'dtype': kind, 'shape': [4], 'data_offsets': [0, 4]}}).encode()
+    (tmp_path / 'x.safetensors').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(4))
+    with pytest.raises(UsageError, match=f"'fc.weight' is {kind}; expected a dense array of float32"):
+        state_dicts.load(tmp_path / 'x.safetensors')
+
+
+@pytest.mark.parametrize(
+    ('make', 'kind'),
+    [
+        (lambda torch: torch.ones(3).to(torch.float8_e4m3fn), 'float8_e4m3fn'),
+        (lambda torch: torch.ones(3).to(torch.float8_e5m2), 'float8_e5m2'),
+        (lambda torch: torch.eye(3).to_sparse(), 'sparse_coo float32'),
+        (lambda torch: torch.ones(3, device='meta'), 'meta float32'),
+    ],
+)
+def test_tensors_that_are_no_plain_arrays_are_named(make, kind, tmp_path):
+    torch = pytest.importorskip('torch')
+    torch.save({'conv1.weight': torch.ones(2), 'fc.weight': make(torch)}, tmp_path / 'x.pth')
+    with pytest.raises(UsageError, match=f"'fc.weight' is {kind}; expected a dense array of float32"):
+        state_dicts.load(tmp_path / 'x.pth')
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+def test_torchscript_is_named(tmp_path):
+    torch = pytest.importorskip('torch')
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / 'x.pt')
+    with pytest.raises(UsageError, match='is TorchScript, a program with its weights: expected weights alone'):
+        state_dicts.load(tmp_path / 'x.pt')
+
+
+@pytest.mark.parametrize('protocol', range(6))
+def test_a_pickle_that_torch_did_not_write_is_named(protocol, tmp_path):
+    pytest.importorskip('torch')
+    (tmp_path / 'x.pth').write_bytes(pickle.dumps({'fc.bias': np.ones(3)}, protocol))
+    with pytest.raises(UsageError, match='is a pickle that torch.save did not write'):
+        state_dicts.load(tmp_path / 'x.pth')
+
+
 class Malice:
     """Would run a command when it is unpickled."""
 
@@ -255,7 +411,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(zipped, tmp_path):
 def test_releases_are_of_our_architectures_and_found_by_file_name():
     names, files = ({getattr(r, field) for r in releases.RELEASES} for field in ('name', 'file'))
     assert len(names) == len(files) == len(releases.RELEASES)
-    assert {release.architecture for release in releases.RELEASES} <= models.MODELS.keys()
+    assert {release.architecture for release in releases.RELEASES} <= models.ARCHITECTURES.keys()
     assert all(release.train_resolution <= release.test_resolution for release in releases.RELEASES)
     release = releases.find('', '/somewhere/resnet50-11ad3fa6.pth')
     assert release.metadata() == {
@@ -294,7 +450,7 @@ def test_releases_agree_with_timm():
             assert known.input_size[1] == release.train_resolution
             assert known.test_input_size[1] == release.test_resolution
             assert known.test_crop_pct == pytest.approx(1 / release.resize_ratio)
-            assert (known.interpolation, known.mean) == (release.interpolation, models.IMAGENET_MEAN)
+            assert (known.interpolation, known.mean) == (release.interpolation, IMAGENET_MEAN)
 
 
 def test_list_prints_the_table(capsys):

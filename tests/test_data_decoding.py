@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from conftest import pattern
+from fixres_jax.core.errors import RunError
 from fixres_jax.data import crops, decoding, jpeg, pixels
-from fixres_jax.errors import RunError
 
 OPTIONS = {
     '4:2:0': {'subsampling': 2},

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fixres_jax.core.errors import UsageError
 from fixres_jax.data import drawings, sources
-from fixres_jax.errors import UsageError
 
 SMALL = {'train': 20, 'val': 11, 'seed': 3}
 

@@ -18,7 +18,7 @@ import gcsfs
 from gcp_storage_emulator.server import create_server
 
 from fixres_jax.data import sources
-from fixres_jax.errors import UsageError
+from fixres_jax.core.errors import UsageError
 
 folder, port = Path(sys.argv[1]), int(sys.argv[2])
 server = create_server('localhost', port, in_memory=True, default_bucket='bucket')
@@ -35,6 +35,17 @@ try:
         assert there[index]['encoded'] == here[index]['encoded'], index
         assert there[index]['label'] == here[index]['label'], index
         assert there.name(index) == here.name(index).replace(str(folder), 'gs://bucket/data'), index
+    requests = []
+    real = gcsfs.GCSFileSystem._call
+
+    def counted(self, *arguments, **more):
+        requests.append(arguments)
+        return real(self, *arguments, **more)
+
+    gcsfs.GCSFileSystem._call = counted
+    assert there.fingerprint() == here.fingerprint()
+    assert not requests, 'the sizes came with the listing'
+    assert there[0] and requests
     try:
         sources.create('gs://bucket/nothing', 'train')
     except UsageError as error:

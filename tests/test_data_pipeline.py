@@ -1,10 +1,12 @@
 import concurrent.futures
+import contextlib
 import hashlib
 import itertools
 import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +15,9 @@ import time
 import numpy as np
 import pytest
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, sources, transforms
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.data.pipeline import Readers
 
 TRAIN = transforms.make_train(32)
 
@@ -26,7 +29,8 @@ def source(tiny_folder):
 
 def train(source, **arguments):
     arguments = {'batch_size': 16, 'seed': 5, 'start_step': 0, 'num_steps': 9} | arguments
-    return list(pipeline.train_batches(source, TRAIN, **arguments))
+    readers = {name: arguments.pop(name) for name in ('host', 'num_hosts', 'workers', 'threads') if name in arguments}
+    return list(pipeline.train_batches(source, TRAIN, Readers(**readers), **arguments))
 
 
 def assert_equal(first, second):
@@ -81,6 +85,24 @@ def test_copies_share_a_batch_and_differ(source):
 @pytest.mark.parametrize('workers', [1, 2])
 def test_workers_change_nothing(source, workers):
     assert_equal(train(source), train(source, workers=workers))
+
+
+def test_a_reader_process_is_started_with_interrupts_blocked(source):
+    """Ctrl-C reaches it too, and before it can ignore that, Python would print a traceback of its own start."""
+    batches = pipeline.train_batches(
+        source, TRAIN, Readers(workers=2), batch_size=16, seed=0, start_step=0, num_steps=99
+    )
+    next(batches)
+    masks = []
+    for status in pathlib.Path('/proc').glob('[0-9]*/status'):
+        with contextlib.suppress(OSError):
+            fields = dict(line.split(':\t', 1) for line in status.read_text().splitlines() if ':\t' in line)
+            command = (status.parent / 'cmdline').read_bytes()
+            if int(fields['PPid']) == os.getpid() and b'spawn_main' in command:
+                masks.append(int(fields['SigBlk'], 16))
+    batches.close()
+    assert len(masks) == 2 and all(mask >> (signal.SIGINT - 1) & 1 for mask in masks)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])  # here it is heard
 
 
 def test_threads_chunks_and_batch_size_change_nothing(source, monkeypatch):
@@ -148,7 +170,7 @@ def wait_for(condition, seconds=60):
 def test_reading_begins_before_the_first_batch_is_asked_for(source, tmp_path, workers):
     noted = Noted(source, tmp_path)
     batches = pipeline.train_batches(
-        noted, TRAIN, batch_size=16, seed=5, start_step=0, num_steps=9, workers=workers, threads=1
+        noted, TRAIN, Readers(workers=workers, threads=1), batch_size=16, seed=5, start_step=0, num_steps=9
     )
     try:
         assert wait_for(lambda: len(list(tmp_path.iterdir())) >= 16)
@@ -161,7 +183,7 @@ def test_reading_begins_before_the_first_batch_is_asked_for(source, tmp_path, wo
 def test_batches_that_nobody_asks_for_can_be_closed(source, workers):
     threads, children = threading.active_count(), multiprocessing.active_children()
     batches = pipeline.train_batches(
-        source, TRAIN, batch_size=16, seed=5, start_step=0, num_steps=9, workers=workers, threads=2
+        source, TRAIN, Readers(workers=workers, threads=2), batch_size=16, seed=5, start_step=0, num_steps=9
     )
     assert threading.active_count() > threads
     batches.close()
@@ -187,7 +209,7 @@ def test_seeds_and_samples_have_their_own_randomness(source):
 def test_evaluation_sees_every_image_once_on_any_number_of_hosts(tiny_folder, batch_size, workers):
     source = sources.create(str(tiny_folder), 'val')
     two = {16: transforms.make_test(16), 24: transforms.make_test(24)}
-    batches = list(pipeline.eval_batches(source, two, batch_size=batch_size, workers=workers))
+    batches = list(pipeline.eval_batches(source, two, Readers(workers=workers), batch_size=batch_size))
     index, mask = (np.concatenate([batch[name] for batch in batches]) for name in ('index', 'mask'))
     assert index[mask].tolist() == list(range(24)) and (index[~mask] == -1).all()
     assert all(batch['image'][size].shape == (batch_size, size, size, 3) for batch in batches for size in two)
@@ -200,7 +222,7 @@ def test_evaluation_sees_every_image_once_on_any_number_of_hosts(tiny_folder, ba
 def test_evaluation_on_two_hosts_and_from_the_middle(tiny_folder):
     source = sources.create(str(tiny_folder), 'val')
     two = {16: transforms.make_test(16)}
-    shares = [list(pipeline.eval_batches(source, two, batch_size=10, host=host, num_hosts=2)) for host in (0, 1)]
+    shares = [list(pipeline.eval_batches(source, two, Readers(host, 2), batch_size=10)) for host in (0, 1)]
     assert [len(share) for share in shares] == [3, 3]
     seen = [batch['index'][batch['mask']].tolist() for share in shares for batch in share]
     assert sorted(sum(seen, [])) == list(range(24))
@@ -216,8 +238,10 @@ def test_bad_image_stops_the_run_with_one_line(tiny_folder, tmp_path, workers):
         (tmp_path / 'ant' / path.name).write_bytes(data if number != 3 else data[:300])
     source = sources.create(str(tmp_path), '')
     for batches in (
-        pipeline.eval_batches(source, {16: transforms.make_test(16)}, batch_size=6, workers=workers),
-        pipeline.train_batches(source, TRAIN, batch_size=6, seed=0, start_step=0, num_steps=2, workers=workers),
+        pipeline.eval_batches(source, {16: transforms.make_test(16)}, Readers(workers=workers), batch_size=6),
+        pipeline.train_batches(
+            source, TRAIN, Readers(workers=workers), batch_size=6, seed=0, start_step=0, num_steps=2
+        ),
     ):
         with pytest.raises(RunError) as caught:
             list(batches)
@@ -251,11 +275,11 @@ def test_program_that_meets_a_bad_image_prints_one_line(tiny_folder, tmp_path):
     program.write_text(
         'import sys\n'
         'from fixres_jax.data import pipeline, sources, transforms\n'
-        'from fixres_jax.errors import RunError\n'
+        'from fixres_jax.core.errors import RunError\n'
         'if __name__ == "__main__":\n'
         f'    source = sources.create({str(tmp_path)!r}, "val")\n'
-        '    batches = pipeline.train_batches(source, transforms.make_train(32), batch_size=8, seed=0,\n'
-        '                                     start_step=0, num_steps=9, workers=2)\n'
+        '    batches = pipeline.train_batches(source, transforms.make_train(32), pipeline.Readers(workers=2),\n'
+        '                                     batch_size=8, seed=0, start_step=0, num_steps=9)\n'
         '    try:\n'
         '        list(batches)\n'
         '    except RunError as error:\n'

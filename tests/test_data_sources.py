@@ -1,10 +1,13 @@
+import hashlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 
+from fixres_jax import prepare
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import folders, sources
-from fixres_jax.errors import RunError, UsageError
 
 
 def test_image_folder_is_torchvisions(tiny_folder):
@@ -27,20 +30,165 @@ def test_subfolders_and_unicode_names_belong_to_the_class(tmp_path):
     assert names == ['a/0.JPEG', 'a/x/1.png', 'b/ü é.webp']
 
 
-def test_hold_out_is_stratified_disjoint_and_seeded(tiny_folder):
+def test_hold_out_is_disjoint_seeded_and_never_empty(tiny_folder):
     source = sources.create(str(tiny_folder), 'train')
     rest, held = sources.hold_out(source, 0.25, seed=3)
-    assert np.bincount(held.labels).tolist() == [3, 3, 3, 3] and len(rest) == 36
+    assert 0 < len(held) < len(rest)
     assert sorted([*rest.indices, *held.indices]) == list(range(48))
     assert (np.diff(rest.indices) > 0).all() and (np.diff(held.indices) > 0).all()
     assert rest[0] == source[int(rest.indices[0])]
     again, other = sources.hold_out(source, 0.25, seed=3)[1], sources.hold_out(source, 0.25, seed=4)[1]
     assert held.indices.tolist() == again.indices.tolist() != other.indices.tolist()
     assert len(sources.hold_out(source, 0.0, seed=0)[1]) == 0
-    for fraction in (0.01, 0.1, 0.37):  # within one record of the share, in every class and in all
-        held = sources.hold_out(source, fraction, seed=0)[1]
-        assert abs(len(held) - 48 * fraction) <= 0.5
-        assert np.abs(np.bincount(held.labels, minlength=4) - 12 * fraction).max() <= 1
+    assert len(sources.hold_out(source, 1e-9, seed=0)[1]) == 1
+
+
+def names(count, name='{}_{}.JPEG', root='/data'):
+    """A source of that many file names in each of ten classes; the files are not there."""
+    source = object.__new__(folders.ImageFolder)
+    source.root, source.class_names = root, tuple(f'n{number:02}' for number in range(10))
+    source.labels = np.repeat(np.arange(10, dtype=np.int32), count)
+    source._files = folders.PackedStrings(name.format(c, i) for c in source.class_names for i in range(count))
+    return source
+
+
+def shown(source):
+    return {source.name(index) for index in range(len(source))}
+
+
+@pytest.mark.parametrize('fraction', [0.02, 0.1, 0.5])
+def test_hold_out_takes_its_share_of_every_class(fraction):
+    held = sources.hold_out(names(2000), fraction, seed=0)[1]
+    spread = np.sqrt(2000 * fraction * (1 - fraction))
+    assert abs(len(held) - 20_000 * fraction) < 4 * np.sqrt(10) * spread
+    assert np.abs(np.bincount(held.labels) - 2000 * fraction).max() < 4 * spread
+    other = sources.hold_out(names(2000), fraction, seed=1)[1]
+    both = len(shown(held) & shown(other))  # Two seeds are two independent draws.
+    assert abs(both - 20_000 * fraction**2) < 5 * np.sqrt(20_000) * fraction
+
+
+def test_a_file_that_is_added_moves_no_other_between_the_parts(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / 'data')
+    source = sources.create(str(tmp_path / 'data'), 'train')
+    rest, held = (shown(part) for part in sources.hold_out(source, 0.25, seed=0))
+    for number in range(20):
+        (tmp_path / 'data' / 'train' / 'bee' / f'a{number}.jpg').write_bytes(b'')
+        now = sources.hold_out(sources.create(str(tmp_path / 'data'), 'train'), 0.25, seed=0)
+        now_rest, now_held = (shown(part) for part in now)
+        assert rest <= now_rest and held <= now_held and len(now_rest) + len(now_held) == 49 + number
+    assert held < now_held
+
+
+def test_few_shot_changes_by_one_image_at_most_when_a_file_is_added(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / 'data')
+    few = shown(sources.few_shot(sources.create(str(tmp_path / 'data'), 'train'), 5, seed=0))
+    for number in range(20):
+        (tmp_path / 'data' / 'train' / 'bee' / f'a{number}.jpg').write_bytes(b'')
+        now = shown(sources.few_shot(sources.create(str(tmp_path / 'data'), 'train'), 5, seed=0))
+        assert len(few - now) == len(now - few) <= 1
+        few = now
+
+
+def test_the_parts_do_not_depend_on_where_and_how_the_data_set_is_kept(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / 'moved')
+    prepare.main([str(tiny_folder), str(tmp_path / 'shards'), '--workers=0'])
+    places = (tiny_folder, tmp_path / 'moved', tmp_path / 'shards')
+    found = []
+    for place in places:
+        source = sources.create(str(place), 'train')
+        rest, held = sources.hold_out(source, 0.25, seed=0)
+        few = sources.few_shot(rest, 3, seed=0)
+        found.append([sources.fingerprint(part) for part in (source, rest, held, few)])
+    assert found[0] == found[1] == found[2] and len(set(found[0])) == 4
+
+
+def test_a_fingerprint_is_of_names_and_classes_not_of_their_order(tiny_folder):
+    source = sources.create(str(tiny_folder), 'train')
+    mark = sources.fingerprint(source)
+    assert mark == sources.fingerprint(sources.subset(source, np.arange(48)[::-1]))
+    assert mark == sources.fingerprint(sources.some_classes(source, ['dog', 'cat', 'ant', 'bee']))
+    assert mark != sources.fingerprint(sources.subset(source, np.arange(47)))
+    assert len(mark) == 32
+    with pytest.raises(ValueError, match='read-only'):  # the next who asks gets the same array
+        sources.digests(source)[0] = 0
+    assert len(np.unique(sources.digests(names(3, name='{1}.JPEG')))) == 30  # equal file names, other classes
+
+
+def draw(name, purpose, seed):
+    """Return the number from 0 to 1 that decides about a record, in Python's integers."""
+    hashed = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in (name, f'{purpose} {seed}'))
+    first, second = (int.from_bytes(value, 'little') for value in hashed)
+    x = first ^ second
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return ((x ^ (x >> 31)) >> 11) / 2**53
+
+
+def test_the_draws_are_those_of_every_version_and_machine(tiny_folder, tmp_path):
+    """Or an update of the program would hold out images that it has trained on."""
+    assert draw('ant/ant/train_00.jpg', 'hold_out', 0) == 0.4871621889772584
+    source = sources.create(str(tiny_folder), 'train')
+    for purpose, seed in (('hold_out', 0), ('hold_out', 7), ('few_shot', 0)):
+        found = sources._draws(source, purpose, seed)
+        expected = [
+            draw(f'{folder}/{folder}/train_{number:02}.jpg', purpose, seed)
+            for folder in source.class_names
+            for number in range(12)
+        ]
+        np.testing.assert_array_equal(found, expected)
+    assert sources.digests(names(0)).shape == (0,)
+    (tmp_path / 'ant').mkdir()
+    shutil.copy(tiny_folder / 'train' / 'ant' / 'train_00.jpg', tmp_path / 'ant')
+    assert sources._draws(sources.create(str(tmp_path), ''), 'hold_out', 0).tolist() == [0.4871621889772584]
+
+
+def test_parts_of_a_training_split_are_those_that_the_config_asks_for(tiny_folder, tmp_path):
+    source = sources.create(str(tiny_folder), 'train')
+    (tmp_path / 'list').write_text('ant/train_00.jpg\ndog/train_03.jpg')
+    nothing = {'held_out_list': '', 'held_out_fraction': 0.0, 'few_shot_list': '', 'few_shot': 0.0, 'seed': 0}
+
+    def counts(**how):
+        rest, held = sources.training_parts(source, nothing | how)
+        assert not held or not shown(rest) & shown(held)
+        return [None if part is None else np.bincount(part.labels, minlength=4).tolist() for part in (rest, held)]
+
+    assert counts() == [[12] * 4, None]
+    assert counts(few_shot=2.0) == [[2] * 4, None]
+    assert counts(few_shot=1.0) == [[1] * 4, None]
+    assert counts(few_shot=0.25) == [[3] * 4, None]
+    assert counts(few_shot_list=str(tmp_path / 'list')) == [[1, 0, 0, 1], None]
+    assert counts(held_out_list=str(tmp_path / 'list')) == [[11, 12, 12, 11], [1, 0, 0, 1]]
+    rest, held = sources.training_parts(source, nothing | {'held_out_fraction': 0.25, 'seed': 3})
+    assert shown(held) == shown(sources.hold_out(source, 0.25, seed=3)[1])
+    assert shown(rest) == shown(source) - shown(held)
+
+
+def test_relabelled_classes_keep_their_images(tiny_folder):
+    source = sources.create(str(tiny_folder), 'train')
+    assert sources.relabelled(None, ['ant']) is None
+    assert sources.relabelled(source, source.class_names) is source
+    wanted = ('eel', 'dog', 'cat', 'bee', 'ant')
+    other = sources.relabelled(source, wanted)
+    assert other.class_names == wanted and shown(other) == shown(source) and len(other) == 48
+    for index in (0, 13, 47):
+        assert wanted[other.labels[index]] == wanted[other[index]['label']] in other.name(index)
+
+
+def test_bad_fractions_and_indices_are_refused(tiny_folder, tmp_path):
+    source = sources.create(str(tiny_folder), 'train')
+    for fraction in (-0.1, 1.0):
+        with pytest.raises(UsageError, match='from 0 to below 1'):
+            sources.hold_out(source, fraction, seed=0)
+    for indices in ([-1], [0, 48]):
+        with pytest.raises(UsageError, match='48 records'):
+            sources.subset(source, indices)
+    with pytest.raises(UsageError, match="no split 'train'; it has none"):
+        sources.create(str(tmp_path), 'train')
+    for place in ('', str(tmp_path / 'nowhere')):
+        with pytest.raises(UsageError, match=f"There is no folder '{place}'"):
+            sources.create(place, 'train')
+    with pytest.raises(UsageError, match='is given twice'):
+        sources.some_classes(source, ['dog', 'ant', 'dog'])
 
 
 def test_subset_of_a_subset(tiny_folder):
@@ -94,6 +242,7 @@ def test_few_shot_by_number_and_by_fraction(tiny_folder):
     assert set(few.indices) < set(more.indices)
     assert np.bincount(sources.few_shot(source, 0.25, seed=1).labels).tolist() == [3] * 4
     assert np.bincount(sources.few_shot(source, 0.01, seed=1).labels).tolist() == [1] * 4
+    assert len(sources.few_shot(source, 12, seed=1)) == 48
     assert few.indices.tolist() != sources.few_shot(source, 2, seed=2).indices.tolist()
     for amount in (13, 0, -1):
         with pytest.raises(UsageError, match="class 'ant' has 12"):

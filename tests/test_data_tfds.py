@@ -1,10 +1,11 @@
+import hashlib
 import sys
 
 import numpy as np
 import pytest
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import pipeline, sources, transforms
-from fixres_jax.errors import RunError, UsageError
 
 tensorflow_datasets = pytest.importorskip('tensorflow_datasets')
 
@@ -62,12 +63,29 @@ def test_records_keep_their_bytes_and_no_tensorflow_is_needed(tiny_folder):
     assert 'tensorflow' not in sys.modules
 
 
+def test_holding_out_reads_no_record(monkeypatch):
+    source = sources.create('tfds:tiny_animals', 'train')
+    monkeypatch.setattr(type(source), '__getitem__', None)
+    rest, held = sources.hold_out(source, 0.25, seed=0)
+    assert len(rest) + len(held) == 48 and len(held) > 0
+    assert sources.fingerprint(held) != sources.fingerprint(rest)
+
+
 def test_batches_in_a_worker_process():
     source = sources.create('tfds:tiny_animals', 'train')
     test = {16: transforms.make_test(16)}
-    here, there = (list(pipeline.eval_batches(source, test, batch_size=20, workers=n)) for n in (0, 1))
+    here, there = (
+        list(pipeline.eval_batches(source, test, pipeline.Readers(workers=n), batch_size=20)) for n in (0, 1)
+    )
     for a, b in zip(here, there, strict=True):
         assert np.array_equal(a['image'][16], b['image'][16]) and np.array_equal(a['label'], b['label'])
+
+
+def test_a_fingerprint_tells_splits_apart():
+    prints = [
+        sources.create('tfds:tiny_animals', split).fingerprint() for split in ('train', 'train', 'train[:25%]', 'val')
+    ]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
 
 
 def test_prepare_reads_tfds(tmp_path):
@@ -96,3 +114,13 @@ def test_label_outside_the_classes_is_named():
     source.class_names = source.class_names[:2]
     with pytest.raises(RunError, match=r'train\[\d+\] has label \d, but there are 2 classes'):
         [source[index] for index in range(len(source))]
+
+
+def test_the_hash_of_a_record_is_of_its_name_alone():
+    for split in ('train', 'train[:1]'):
+        source = sources.create('tfds:tiny_animals', split)
+        expected = [
+            int.from_bytes(hashlib.blake2b(source.name(index).encode(), digest_size=8).digest(), 'little')
+            for index in range(len(source))
+        ]
+        assert sources.digests(source).tolist() == expected

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data import crops, pixels, transforms
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.data.crops import TrainCrop
 from goldens.make_transforms import (
     FACTORS,
     NUM_BOXES,
@@ -148,10 +149,10 @@ def test_tensorflow_crops_are_smaller():
 
 def test_flip_and_resize_then_random_crop():
     image = draw(80, 64)
-    plain = transforms.make_train(56, crop='resize', flip=False, jitter=0)
+    plain = transforms.make_train(56, TrainCrop('resize'), flip=False, jitter=0)
     places = {plain(image, np.random.default_rng(seed)).tobytes() for seed in range(60)}
     assert 20 < len(places) <= 9 * (80 - 56 + 1)
-    full = transforms.make_train(64, crop='resize', resize_ratio=1.0, jitter=0)
+    full = transforms.make_train(64, TrainCrop('resize', resize_ratio=1.0), jitter=0)
     square = draw(64, 64)
     results = {full(square, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert results == {square.tobytes(), square[:, ::-1].tobytes()}
@@ -167,6 +168,40 @@ def test_shifted_crop_moves_sideways_only():
         starts.add(int(shifted.min()) // 2)
         assert (transform(rows, np.random.default_rng(seed)) == rows[4:60, 36:92]).all()
     assert starts == set(range(0, 73))
+
+
+class Extreme(np.random.Generator):
+    """Draw the smallest or the largest integer of any range."""
+
+    def __init__(self, largest):
+        super().__init__(np.random.PCG64(0))
+        self.largest = largest
+
+    def integers(self, low, high=None):
+        low, high = (0, low) if high is None else (low, high)
+        return high - 1 if self.largest else low
+
+
+@pytest.mark.parametrize('excess', range(17))
+def test_shifted_crop_never_leaves_the_image_and_reaches_both_edges(excess):
+    columns = np.zeros((8, 8 + excess, 3), np.uint8) + 10 * np.arange(1, 9 + excess, dtype=np.uint8)[None, :, None]
+    transform = transforms.ShiftedTransform(8, 8, 0.0, 'short', 'bilinear')
+    transform(columns, np.random.default_rng(0))
+    found = {transform(columns, Extreme(largest)).tobytes() for largest in (False, True)}
+    flips = columns, columns[:, ::-1]
+    edges = {image[:, start : start + 8].tobytes() for image in flips for start in (0, excess)}
+    assert found <= edges and len(found) == (2 if excess else 1)
+
+
+@pytest.mark.parametrize('excess', [1, 3, 4, 7])
+def test_shifted_crop_is_as_likely_at_every_place(excess):
+    columns = np.zeros((8, 8 + excess, 3), np.uint8) + 10 * np.arange(1, 9 + excess, dtype=np.uint8)[None, :, None]
+    transform = transforms.ShiftedTransform(8, 8, 0.0, 'short', 'bilinear')
+    starts = [int(transform(columns, np.random.default_rng(seed)).min()) // 10 - 1 for seed in range(1600)]
+    counts = np.bincount(starts)
+    expected = 1600 / (excess + 1)
+    # Five standard deviations of a binomial count.
+    assert len(counts) == excess + 1 and np.abs(counts - expected).max() < 5 * expected**0.5
 
 
 def test_v2_differs_from_the_test_transform_by_little_colour():
@@ -188,11 +223,13 @@ def test_array_and_image_give_the_same_and_transforms_travel():
 
 
 @pytest.mark.parametrize('arguments', [
-    {'crop': 'tensorflw'}, {'scale': (0.5, 0.2)}, {'jitter': -1}, {'interpolation': 'bilinea'}, {'resize_ratio': 0.9},
+    {'crop': ('tensorflw',)}, {'crop': ('torchvision', (0.5, 0.2))}, {'jitter': -1}, {'interpolation': 'bilinea'},
+    {'crop': ('resize', (0.08, 1.0), (0.75, 1.33), 0.9)},
 ])  # fmt: skip
 def test_impossible_arguments_are_refused(arguments):
     with pytest.raises(UsageError) as caught:
-        transforms.make_train(64, **arguments)
+        crop = TrainCrop(*arguments.pop('crop', ()))
+        transforms.make_train(64, crop, **arguments)
     assert '\n' not in str(caught.value)
 
 

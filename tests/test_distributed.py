@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fixres_jax import checkpoint, trees
+from fixres_jax.core import trees
+from fixres_jax.weights import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -82,10 +83,17 @@ def read_lines(workdir):
     return [json.loads(line) for line in (workdir / 'train' / 'metrics.jsonl').read_text().splitlines()]
 
 
-def wait_for_step(workdir, step):
+def wait_for_step(run, workdir, step):
+    """Return when there is a checkpoint of the step or a later one; fail with what was printed if a process ends."""
     end = time.monotonic() + 900
-    while not (workdir / 'train' / 'checkpoints' / str(step)).is_dir():
-        assert time.monotonic() < end
+    checkpoints = workdir / 'train' / 'checkpoints'
+    while not any(path.name.isdigit() and int(path.name) >= step for path in checkpoints.glob('*')):
+        ended = [process.poll() for process in run.processes]
+        if any(code is not None for code in ended) or time.monotonic() > end:
+            for process in run.processes:
+                process.kill()
+                process.wait()
+            raise AssertionError((ended, [path.read_text()[-3000:] for path in run.errors]))
         time.sleep(0.1)
 
 
@@ -127,7 +135,7 @@ def test_only_host_0_reports(whole):
 @pytest.mark.parametrize('first, second', [(2, 1), (1, 2)])
 def test_saved_by_some_processes_resumed_by_others(tmp_path, cache, whole, first, second):
     begun = Run(tmp_path / 'run', cache, first, '--config.task=train')
-    wait_for_step(tmp_path / 'run', 4)
+    wait_for_step(begun, tmp_path / 'run', 4)
     for process in begun.processes:
         process.kill()
     begun.wait()
@@ -139,13 +147,14 @@ def test_saved_by_some_processes_resumed_by_others(tmp_path, cache, whole, first
     np.testing.assert_allclose([line['loss'] for line in lines], losses, rtol=1e-3)
 
 
-def test_sigterm_stops_all_processes_at_one_step(tmp_path, cache):
+@pytest.mark.parametrize('signum, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_stops_all_processes_at_one_step(tmp_path, cache, signum, code):
     run = Run(tmp_path / 'run', cache, 2, '--config.task=train', '--config.train.epochs=200')
-    wait_for_step(tmp_path / 'run', 4)
+    wait_for_step(run, tmp_path / 'run', 4)
     for process in run.processes:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signum)
     codes, printed = run.wait(300)
-    assert codes == [0, 0], printed
+    assert codes == [code, code], printed
     said = [text.split('stopped at step ')[1].split()[0] for text in printed]
     assert said[0] == said[1] and (tmp_path / 'run' / 'train' / 'checkpoints' / said[0]).is_dir()
 
@@ -153,7 +162,7 @@ def test_sigterm_stops_all_processes_at_one_step(tmp_path, cache):
 @pytest.mark.parametrize('victim', [0, 1])
 def test_when_one_process_is_killed_the_other_ends_with_a_clear_error(tmp_path, cache, victim):
     run = Run(tmp_path / 'run', cache, 2, '--config.task=train', '--config.train.epochs=200')
-    wait_for_step(tmp_path / 'run', 4)
+    wait_for_step(run, tmp_path / 'run', 4)
     run.processes[victim].kill()
     began = time.monotonic()
     codes, printed = run.wait(300)
@@ -161,7 +170,7 @@ def test_when_one_process_is_killed_the_other_ends_with_a_clear_error(tmp_path, 
     assert 'another process of the run' in printed[1 - victim]
     step = max(int(path.name) for path in (tmp_path / 'run' / 'train' / 'checkpoints').glob('[0-9]'))
     again = Run(tmp_path / 'run', cache, 2, '--config.task=train', '--config.train.epochs=200')
-    wait_for_step(tmp_path / 'run', step + 8)
+    wait_for_step(again, tmp_path / 'run', step + 8)
     for process in again.processes:
         process.kill()
     again.wait()

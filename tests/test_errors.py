@@ -1,4 +1,4 @@
-from fixres_jax.errors import RunError, UsageError, nearest
+from fixres_jax.core.errors import RunError, UsageError, nearest
 
 
 def test_nearest_names_what_is_like_the_word_and_nothing_else():

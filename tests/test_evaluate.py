@@ -4,8 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from fixres_jax import evaluate, models, sharding, state
+from fixres_jax import models
 from fixres_jax.data import sources, transforms
+from fixres_jax.evaluation import evaluate
+from fixres_jax.machines import sharding
+from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.weights.network import Network
 
 MODEL = models.create('resnet18', 4, width=8)
 
@@ -14,9 +18,7 @@ MODEL = models.create('resnet18', 4, width=8)
 def networks():
     mesh = sharding.make_mesh()
     return {
-        name: jax.jit(
-            lambda seed: state.init_variables(MODEL, jax.random.key(seed)), out_shardings=sharding.replicated(mesh)
-        )(seed)
+        name: jax.jit(lambda seed: MODEL.init(jax.random.key(seed)), out_shardings=sharding.replicated(mesh))(seed)
         for seed, name in enumerate(('before', 'after'))
     }
 
@@ -45,12 +47,10 @@ def test_every_image_counts_once_for_any_batch_size(networks, by_hand, tiny_fold
     source = sources.create(str(tiny_folder), 'val')
     assert len(source) == 24
     result = evaluate.evaluate(
-        MODEL,
-        networks,
+        {name: Network(MODEL, variables) for name, variables in networks.items()},
         source,
         {size: transforms.make_test(size) for size in (32, 48)},
-        batch_size=batch_size,
-        mesh=sharding.make_mesh(),
+        Feed(Runtime(sharding.make_mesh()), batch_size),
     )
     assert result['count'] == 24
     for (name, resolution), (hit, losses) in by_hand.items():
@@ -70,12 +70,10 @@ def test_every_image_counts_once_for_any_batch_size(networks, by_hand, tiny_fold
 def test_a_network_compared_with_itself_does_not_differ(networks, tiny_folder):
     source = sources.create(str(tiny_folder), 'val')
     result = evaluate.evaluate(
-        MODEL,
-        {'a': networks['before'], 'b': networks['before']},
+        {'a': Network(MODEL, networks['before']), 'b': Network(MODEL, networks['before'])},
         source,
         {32: transforms.make_test(32)},
-        batch_size=24,
-        mesh=sharding.make_mesh(),
+        Feed(Runtime(sharding.make_mesh()), 24),
     )
     change = evaluate.compare(result, ('a', 32), ('b', 32))
     assert change['difference'] == 0 and change['low'] < 0 < change['high']

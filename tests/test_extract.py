@@ -3,28 +3,33 @@
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
-from fixres_jax import extract, models, sharding, state
+from fixres_jax import extract, models
 from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.evaluation import outputs, scores
+from fixres_jax.machines import sharding
+from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.models import EVAL
+from fixres_jax.weights.network import Network
 
 
 @pytest.fixture(scope='module')
 def extracted(tiny_folder, tmp_path_factory):
     """Two folders, plain and with flips, of 24 images in batches of 10, and what made them."""
     model, mesh = models.create('resnet18', 4, width=8), sharding.make_mesh(jax.devices()[:2])
-    variables = jax.jit(lambda: state.init_variables(model, jax.random.key(0)))()
+    variables = jax.jit(lambda: model.init(jax.random.key(0)))()
     variables = jax.device_put(variables, sharding.replicated(mesh))
     source, folders = sources.create(tiny_folder, 'val'), []
     for flip in (False, True):
         folders.append(tmp_path_factory.mktemp('extracted'))
-        extract.extract(
-            model, variables, source, transforms.make_test(32),
-            directory=extract.epath.Path(folders[-1]), batch_size=10, mesh=mesh, flip=flip, reading={},
+        outputs.extract(
+            Network(model, variables), source, transforms.make_test(32), Feed(Runtime(mesh), 10),
+            directory=epath.Path(folders[-1]), flip=flip,
         )  # fmt: skip
     batch = next(pipeline.eval_batches(source, {0: transforms.make_test(32)}, batch_size=len(source)))
-    outputs = [model.apply(variables, image, EVAL) for image in (batch['image'][0], batch['image'][0][:, :, ::-1])]
-    return folders, source, batch['label'], outputs
+    found = [model.apply(variables, image, EVAL) for image in (batch['image'][0], batch['image'][0][:, :, ::-1])]
+    return folders, source, batch['label'], found
 
 
 def test_files_are_in_data_set_order(extracted):
@@ -55,7 +60,7 @@ def test_score_from_the_command_line(extracted, capsys):
 def test_score_of_what_can_be_counted_by_hand():
     labels = np.array([0, 1, 2, 0])
     softmax = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1]])
-    result = extract.score(labels, softmax)
+    result = scores.score(labels, softmax)
     assert result['top1'] == 50 and result['top5'] == 100 and result['top1_interval'][0] < 50
     assert result['loss'] == pytest.approx(-np.log([0.8, 0.7, 0.1, 0.2]).mean())
     # Bins of 1/15: 0.8 right; 0.7 right once of two; 0.6 wrong.
@@ -66,8 +71,8 @@ def test_a_calibrated_predictor_has_no_calibration_error():
     rng = np.random.default_rng(0)
     softmax = rng.dirichlet(np.full(5, 0.5), 100_000)
     labels = (rng.random((len(softmax), 1)) > softmax.cumsum(1)).sum(1).clip(max=4)
-    assert extract.calibration_error(labels, softmax) < 0.01
-    assert extract.calibration_error(np.roll(labels, 1), softmax) > 0.2
+    assert scores.calibration_error(labels, softmax) < 0.01
+    assert scores.calibration_error(np.roll(labels, 1), softmax) > 0.2
 
 
 def test_wrong_input_is_one_line(extracted, tmp_path, capsys):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fixres_jax import chips, footprint, sharding
+from fixres_jax.machines import chips, footprint, sharding
 
 ROOT = Path(__file__).resolve().parent.parent
 HLO = """

@@ -10,27 +10,21 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / 'fixres_jax').rglob('*.py'))
 CONFIGS = sorted((ROOT / 'configs').rglob('*.py'))
 
-# A module imports from the lines above its own; the modules of one folder may import each other.
-LAYERS = [
-    ['errors', 'files', '__init__', '__version__'],
-    ['trees', 'metrics', 'sharding', 'preemption', 'processes', 'progress', 'chips', 'checksums'],
-    ['footprint', 'workdir', 'models', 'data', 'analysis.frechet'],
-    ['optim', 'state', 'prepare', 'analysis.sizes', 'releases', 'state_dicts'],
-    ['checkpoint'],
-    ['embeddings', 'convert'],
-    ['classifier'],
-    ['loop', 'evaluate', 'extract', 'advise'],
-    ['train', 'analysis'],
-    ['adapt'],
+# A room imports from the lines above its own; the modules of one room may import each other.
+ROOMS = [
+    ['__version__', 'core'],
+    ['models', 'data'],
+    ['machines'],
+    ['weights'],
+    ['training', 'evaluation'],
+    ['adaptation'],
     ['studies'],
-    ['plan'],
-    ['phases'],
-    ['analyze'],
-    ['recipe'],
-    ['main'],
-    ['dryrun'],
+    ['report'],
+    ['runs'],
 ]
+COMMANDS = {'main', 'advise', 'convert', 'dryrun', 'extract', 'prepare'}  # thin, above all rooms
 DATA_MAY_IMPORT = {'numba', 'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
+CORE_WITHOUT_JAX = ('errors', 'files', 'progress', 'sections')
 FORBIDDEN = ('config.get(', 'pmap(', 'shard_map(', 'flax.training')
 
 
@@ -46,25 +40,35 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-def layer(module: str) -> int:
-    """Return the line of LAYERS that holds a module such as 'fixres_jax.models.resnet', or its package."""
-    parts = module.split('.')[1:]
-    for length in range(len(parts), 0, -1):
-        for height, names in enumerate(LAYERS):
-            if '.'.join(parts[:length]) in names:
-                return height
-    raise AssertionError(f'{module} stands in no line of LAYERS')
+def floor(module: str) -> int:
+    """Return the line of ROOMS that holds a module such as 'fixres_jax.models.resnet'; commands are above all."""
+    room = module.split('.')[1]
+    if room in COMMANDS:
+        return len(ROOMS)
+    return next(height for height, rooms in enumerate(ROOMS) if room in rooms)
 
 
 @pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down_only(path):
     own = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-    family = own.split('.')[1] if path.parent != ROOT / 'fixres_jax' else None
     for name in imports(path):
         assert not name.startswith('configs'), f'{own} imports {name}'
         parts = name.split('.')
-        if parts[0] == 'fixres_jax' and parts[1] != family:
-            assert layer(name) < layer(own), f'{own} imports {name}, which is not below it'
+        if parts[0] == 'fixres_jax' and parts[1] != own.split('.')[1]:
+            assert floor(name) < floor(own), f'{own} imports {name}, which is not below it'
+
+
+def test_every_room_says_what_belongs_there():
+    for folder in (ROOT / 'fixres_jax').iterdir():
+        if folder.is_dir() and folder.name != '__pycache__':
+            text = ast.get_docstring(ast.parse((folder / '__init__.py').read_text()))
+            assert text.lower().startswith(f'{folder.name}: ') and 'import' in text.lower(), folder
+
+
+def test_the_map_has_a_line_for_every_file():
+    text = (ROOT / 'docs' / 'architecture.md').read_text()
+    missing = [path.name for path in MODULES if path.name != '__init__.py' and f'`{path.name}`' not in text]
+    assert not missing, missing
 
 
 def test_data_imports_no_accelerator_library():
@@ -72,7 +76,9 @@ def test_data_imports_no_accelerator_library():
         if path.parent.name == 'data':
             known = DATA_MAY_IMPORT | set(sys.stdlib_module_names)
             for name in imports(path):
-                ours = name.startswith(('fixres_jax.data', 'fixres_jax.errors', 'fixres_jax.files'))
+                ours = name.startswith(
+                    ('fixres_jax.data', *(f'fixres_jax.core.{module}' for module in CORE_WITHOUT_JAX))
+                )
                 assert ours or name.split('.')[0] in known, f'{path} imports {name}'
 
 

@@ -1,16 +1,23 @@
 """The loop compiles nothing after the first of each shape, whatever it logs and saves."""
 
 import contextlib
-import functools
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from fixres_jax import evaluate, loop, models, optim, sharding, state, train
-from fixres_jax.checkpoint import Checkpoints
-from fixres_jax.data import sources, transforms
+from fixres_jax import models
+from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.evaluation import evaluate
+from fixres_jax.machines import sharding
+from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.training import loop, state
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.schedules import make_schedule
+from fixres_jax.training.step import make_train_step
+from fixres_jax.weights.checkpoint import Checkpoints
+from fixres_jax.weights.network import Network
 
 MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
 COMPILED = '/jax/core/compile/backend_compile_duration'
@@ -40,22 +47,20 @@ def watched(batches, compilations, counts):
 
 def test_training_compiles_nothing_after_the_first_steps(tmp_path, compilations):
     mesh, key = sharding.make_mesh(), jax.random.key(0)
-    tx = optim.make_sgd(optim.make_schedule('constant', 0.01, num_steps=9), momentum=0.9, weight_decay=0.0)
+    tx = make_sgd(make_schedule('constant', 0.01, num_steps=9), momentum=0.9, weight_decay=0.0)
     now = state.create(MODEL, tx, '.*', key=key, mesh=mesh)
     image, label = np.zeros((16, 32, 32, 3), np.uint8), np.zeros(16, np.int32)
     counts = []
     with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
         loop.fit(
             now,
-            train.make_train_step(MODEL, tx, '.*', models.TRAIN, mesh=mesh),
+            make_train_step(MODEL, tx, '.*', models.TRAIN, mesh=mesh),
             watched([{'image': image, 'label': label}] * 12, compilations, counts),
-            pace=loop.Pace(12, 16, 2, 3),
-            schedule=lambda step: 0.01,
+            loop.Pace(12, 16, 'train', lambda step: 0.01, log_every_steps=2, checkpoint_every_steps=3),
             key=key,
             mesh=mesh,
             directory=epath.Path(tmp_path),
             checkpoints=checkpoints,
-            title='train',
         )
     assert counts[0] < counts[6]  # The listener hears compilations.
     # The seventh batch is asked for after the first checkpoint; prefetching asks two batches ahead.
@@ -65,12 +70,10 @@ def test_training_compiles_nothing_after_the_first_steps(tmp_path, compilations)
 
 def test_evaluation_compiles_nothing_after_the_first_batch(tiny_folder, compilations, monkeypatch):
     mesh, counts = sharding.make_mesh(), []
-    original = evaluate.pipeline.eval_batches
-    monkeypatch.setattr(
-        evaluate.pipeline, 'eval_batches', lambda *a, **o: watched(original(*a, **o), compilations, counts)
-    )
-    variables = jax.jit(lambda: state.init_variables(MODEL, jax.random.key(0)))()
-    variables = jax.device_put(variables, sharding.replicated(mesh))
-    run = functools.partial(evaluate.evaluate, MODEL, {'one': variables}, sources.create(str(tiny_folder), 'train'))
-    run({size: transforms.make_test(size) for size in (32, 40)}, batch_size=8, mesh=mesh)
+    original = pipeline.eval_batches
+    monkeypatch.setattr(pipeline, 'eval_batches', lambda *a, **o: watched(original(*a, **o), compilations, counts))
+    runtime = Runtime(mesh)
+    networks = {'one': Network(MODEL, jax.jit(MODEL.init)(jax.random.key(0))).placed(runtime)}
+    test_transforms = {size: transforms.make_test(size) for size in (32, 40)}
+    evaluate.evaluate(networks, sources.create(str(tiny_folder), 'train'), test_transforms, Feed(runtime, 8))
     assert counts[0] < counts[5] and counts[5:] == [counts[5]] * len(counts[5:])

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from fixres_jax import sharding
 from fixres_jax.data import pipeline
+from fixres_jax.machines import sharding
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 64
@@ -20,7 +20,8 @@ BATCH = 64
 # Prints, for each topology, the processes along the mesh's axis and the rows that the devices of each process hold.
 OF_TOPOLOGIES = """
 import json, sys
-from fixres_jax import dryrun, sharding
+from fixres_jax import dryrun
+from fixres_jax.machines import sharding
 batch, found = int(sys.argv[1]), {}
 for topology in sys.argv[2:]:
     mesh = sharding.make_mesh(dryrun.open_devices(topology, None)[0])
@@ -37,7 +38,7 @@ OF_A_PROCESS = """
 import json, sys
 import jax, numpy as np
 from jax.experimental import multihost_utils
-from fixres_jax import processes, sharding
+from fixres_jax.machines import processes, sharding
 from fixres_jax.data import pipeline
 address, number, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 jax.config.update('jax_num_cpu_devices', 4)
@@ -66,7 +67,7 @@ def test_every_host_of_a_tpu_slice_holds_the_rows_that_the_pipeline_gives_it():
     for processes, rows in json.loads(done.stdout).values():
         assert processes == sorted(processes) and len(set(processes)) == 4
         for process, held in rows.items():
-            share = pipeline._share(range(BATCH), BATCH, int(process), len(rows))
+            share = pipeline._share(range(BATCH), BATCH, pipeline.Readers(int(process), len(rows)))
             given = np.concatenate([share.samples(chunk)[0] for chunk in range(share.num_chunks)])
             assert held == given.tolist()
 

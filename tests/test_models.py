@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixres_jax import models, trees
-from fixres_jax.errors import UsageError
+from fixres_jax import models
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
 from fixres_jax.models import EVAL, TRAIN, Mode
-from fixres_jax.models.layers import BatchNorm
-from fixres_jax.models.resnet import BasicBlock, ResNet
+from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from fixres_jax.models.layers import Classifier
+from fixres_jax.models.resnet import BasicBlock, BatchNorm, ResNet
 
 NUM_PARAMETERS = {
     'resnet18': 11_689_512,
@@ -32,13 +34,12 @@ NUM_PARAMETERS = {
 
 
 def shapes(name, **options):
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
-    return jax.eval_shape(models.create(name, **options).init, jax.random.key(0), images, EVAL)
+    return models.create(name, **options).shapes()
 
 
 def tiny(**options):
     """Return a network of one basic block a stage, its variables and eight images."""
-    options = {'num_classes': 5, 'width': 8, 'bn_group_size': 4} | options
+    options = {'num_classes': 5, 'width': 8, 'bn_group_size': 4, 'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | options
     model = ResNet(BasicBlock, (1, 1, 1, 1), **options)
     images = np.random.default_rng(0).integers(0, 256, (8, 40, 40, 3), np.uint8)
     return model, initialise(options['num_classes'], options['width']), images
@@ -46,6 +47,7 @@ def tiny(**options):
 
 @cache  # Compiling the random draws takes seconds.
 def initialise(num_classes, width, **options):
+    options = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD} | options
     model = ResNet(BasicBlock, (1, 1, 1, 1), num_classes=num_classes, width=width, **options)
     return jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.uint8), EVAL)
 
@@ -61,7 +63,7 @@ def train(model, variables, images, mode):
 
 
 def test_every_model_has_its_published_number_of_parameters():
-    assert NUM_PARAMETERS.keys() == models.MODELS.keys() == models.FINETUNE.keys()
+    assert NUM_PARAMETERS.keys() == models.ARCHITECTURES.keys()
     for name, number in NUM_PARAMETERS.items():
         assert trees.count(shapes(name)['params']) == number, name
 
@@ -74,13 +76,38 @@ def test_paths_are_the_names_of_torch():
     assert 'layer1/0/downsample/0/kernel' not in trees.flatten(shapes('resnet18')['params'])
 
 
-@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('name', models.ARCHITECTURES)
 def test_fine_tuning_names_the_classifier_and_the_last_batch_norm(name):
     variables = shapes(name)
-    trees.split(variables['params'], models.FINETUNE[name]['trainable'])
+    regexes = models.ARCHITECTURES[name].finetune
+    trees.split(variables['params'], regexes['trainable'])
     # The blocks '0', '1', ... sort as numbers; a shortcut's BatchNorm is not the block's last.
     last = max(layer for layer in models.batch_norm_layers(variables['batch_stats'], r'layer4/\d+/bn\d'))
-    assert models.batch_norm_layers(variables['batch_stats'], models.FINETUNE[name]['batch_norm']) == (last,)
+    assert models.batch_norm_layers(variables['batch_stats'], regexes['batch_norm']) == (last,)
+
+
+def test_a_batch_norm_applied_by_itself_runs_on_the_statistics_that_the_mode_says():
+    layer, rng = BatchNorm(group_size=None), np.random.default_rng(0)
+    x = np.float32(3 + 2 * rng.normal(size=(4, 5, 5, 2)))
+    variables = layer.init(jax.random.key(0), x, EVAL)
+    y, moved = layer.apply(variables, x, EVAL, mutable=['batch_stats'])
+    np.testing.assert_allclose(y, x / np.sqrt(1 + 1e-5), rtol=1e-5)  # the running values: 0 and 1
+    jax.tree.map(np.testing.assert_array_equal, moved['batch_stats'], variables['batch_stats'])
+    y, moved = layer.apply(variables, x, TRAIN, mutable=['batch_stats'])
+    np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-4)
+    np.testing.assert_allclose(moved['batch_stats']['mean'], 0.1 * x.mean((0, 1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('preference', ['default', 'bfloat16', 'tensorfloat32'])
+def test_the_classifier_multiplies_in_float32_whatever_the_accelerator_prefers(preference):
+    model, variables, images = tiny()
+    with jax.default_matmul_precision(preference):
+        program = jax.make_jaxpr(lambda *x: Classifier(5).apply(*x))(
+            {'params': variables['params']['fc']}, np.ones((2, 64))
+        )
+    (product,) = [e for e in program.eqns if e.primitive.name == 'dot_general']
+    assert product.params['precision'] == (jax.lax.Precision.HIGHEST,) * 2
 
 
 @pytest.mark.parametrize('size', [(32, 32), (33, 97), (64, 48)])
@@ -158,7 +185,7 @@ def test_groups_are_a_loop_over_groups():
 
 def test_statistics_survive_a_mean_far_from_zero():
     x = np.random.default_rng(2).normal(100.0, 1.0, (16, 8, 8, 2)).astype(np.float32)
-    layer = BatchNorm()
+    layer = BatchNorm(group_size=None)
     variables = layer.init(jax.random.key(0), x, EVAL)
     y, _ = BatchNorm(group_size=16).apply(variables, x, Mode('.*'), mutable=['batch_stats'])
     np.testing.assert_allclose(np.std(y, axis=(0, 1, 2)), 1.0, rtol=1e-2)
@@ -183,7 +210,7 @@ def test_initialisation_has_the_spread_of_torch():
 
 def test_models_are_equal_when_created_alike():
     assert models.create('resnet50') == models.create('resnet50')
-    assert hash(models.create('resnet50')) == hash(models.create('resnet50', mean=list(models.IMAGENET_MEAN)))
+    assert hash(models.create('resnet50')) == hash(models.create('resnet50', mean=list(IMAGENET_MEAN)))
 
 
 @pytest.mark.parametrize(

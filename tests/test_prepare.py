@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from PIL import Image
 
 from conftest import pattern
 from fixres_jax import prepare
-from fixres_jax.data import decoding, jpeg, shards, sources
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.core.errors import RunError, UsageError
+from fixres_jax.data import decoding, jpeg, preparation, shards, sources
 
 
 def encode(image: Image.Image, kind: str = 'JPEG', **options) -> bytes:
@@ -41,11 +42,11 @@ def folder(tmp_path):
 def test_convert_changes_only_what_it_must():
     photo = Image.fromarray(pattern(120, 160))
     for encoded in (encode(photo), encode(photo.convert('L')), encode(photo, 'PNG')):
-        assert prepare.convert(encoded, '', 0, 0, 95) == (encoded, (160, 120))
-        assert prepare.convert(encoded, '', 0, 120, 95) == (encoded, (160, 120))  # never enlarged
+        assert preparation.convert(encoded, '', 0, 0, 95) == (encoded, (160, 120))
+        assert preparation.convert(encoded, '', 0, 120, 95) == (encoded, (160, 120))  # never enlarged
     for mode, kind in (('CMYK', 'JPEG'), ('P', 'PNG'), ('RGBA', 'PNG')):
         original = encode(photo.convert(mode), kind)
-        encoded, size = prepare.convert(original, '', 0, 0, 95)
+        encoded, size = preparation.convert(original, '', 0, 0, 95)
         image = Image.open(io.BytesIO(encoded))
         assert (image.format, image.mode, image.size, size) == ('JPEG', 'RGB', (160, 120), (160, 120))
         difference = np.asarray(image, int) - np.asarray(decoding.decode(original, '', 0), int)
@@ -56,7 +57,7 @@ def test_shorter_side_is_resized_with_rows_that_can_be_skipped():
     for size, expected in (((300, 200), (144, 96)), ((200, 300), (96, 144))):
         photo = Image.fromarray(pattern(size[1], size[0]))
         for mode in ('RGB', 'L'):
-            encoded, original = prepare.convert(encode(photo.convert(mode)), '', 0, 96, 95)
+            encoded, original = preparation.convert(encode(photo.convert(mode)), '', 0, 96, 95)
             image = Image.open(io.BytesIO(encoded))
             assert image.size == expected and image.mode == mode and original == size
             assert jpeg.layout(encoded).restarts
@@ -101,6 +102,88 @@ def test_other_options_do_not_mix(tiny_folder, tmp_path):
         prepare.main([*command, '--short-side', '32'])
 
 
+@pytest.mark.parametrize('change', ['replaced', 'other size', 'renamed', 'moved'])
+def test_another_image_is_not_mixed_with_the_shards_of_before(tmp_path, change):
+    source, out = tmp_path / 'data' / 'train', tmp_path / 'out'
+    for index in range(8):
+        place = source / 'ab'[index % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f'{index}.jpg').write_bytes(encode(Image.fromarray(pattern(40, 50, seed=index))))
+    command = [str(tmp_path / 'data'), str(out), '--shards', '4', '--workers', '0']
+    prepare.main(command)
+    if change == 'replaced':  # counts and classes stay, and so does every other file
+        (source / 'a' / '2.jpg').unlink()
+        (source / 'a' / '9.jpg').write_bytes(encode(Image.fromarray(pattern(40, 50, seed=9))))
+    elif change == 'other size':
+        (source / 'a' / '2.jpg').write_bytes(encode(Image.fromarray(pattern(60, 50, seed=2))))
+    elif change == 'renamed':
+        (source / 'a' / '2.jpg').rename(source / 'a' / '9.jpg')
+    else:
+        (source / 'a' / '2.jpg').rename(source / 'b' / '2.jpg')
+        (source / 'b' / '3.jpg').rename(source / 'a' / '3.jpg')
+    for path in (out / 'train').glob('images-00002-*'):
+        path.unlink()
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob('*'))
+    with pytest.raises(UsageError, match='holds shards of other images or options.*added, removed or changed'):
+        prepare.main(command)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in out.rglob('*'))
+
+
+def test_the_same_images_in_another_place_go_on(tiny_folder, tmp_path):
+    moved, out = shutil.copytree(tiny_folder, tmp_path / 'moved'), tmp_path / 'out'
+    options = ['--split', 'val', '--shards', '2', '--workers', '0']
+    prepare.main([str(tiny_folder), str(out), *options])
+    first = manifest(out / 'val')
+    next((out / 'val').glob('images-00001-*.array_record')).unlink()
+    prepare.main([str(moved), str(out), *options])
+    assert manifest(out / 'val') == first
+
+
+def test_shards_of_other_shards_are_not_mixed(folder, tmp_path):
+    for short_side in ('0', '32'):
+        prepare.main(
+            [str(folder), str(tmp_path / short_side), '--skip-bad', '--short-side', short_side, '--workers', '0']
+        )
+    prepare.main([str(tmp_path / '0'), str(tmp_path / 'out'), '--workers', '0'])
+    prepare.main([str(tmp_path / '0'), str(tmp_path / 'out'), '--workers', '0'])
+    with pytest.raises(UsageError, match='holds shards of other images'):
+        prepare.main([str(tmp_path / '32'), str(tmp_path / 'out'), '--workers', '0'])
+
+
+def test_a_damaged_note_is_named(tiny_folder, tmp_path):
+    command = [str(tiny_folder), str(tmp_path), '--split', 'val', '--workers', '0']
+    prepare.main(command)
+    note = next((tmp_path / 'val').glob('images-*.json'))
+    note.write_text(note.read_text()[:20])
+    with pytest.raises(UsageError, match=f'{note} is damaged. Delete it'):
+        prepare.main(command)
+    note.unlink()
+    prepare.main(command)
+    assert len(sources.create(str(tmp_path), 'val')) == 24
+
+
+@pytest.mark.parametrize('source, out', [
+    ('data', 'data'), ('data', 'data/out'), ('data', 'data/train/out'), ('data', 'data/../data/out'),
+    ('data', 'link/out'), ('link', 'data/out'), ('data', 'elsewhere/train/out'), ('data', './data/train'),
+    ('data/train', 'data/train/out'), ('data/train', '.'),
+])  # fmt: skip
+def test_shards_are_not_written_into_what_is_read(tiny_folder, tmp_path, monkeypatch, source, out):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_folder, 'elsewhere')
+    os.mkdir('data')
+    os.symlink(tmp_path / 'elsewhere' / 'train', 'data/train')
+    os.symlink('data', 'link')
+    if out == '.':  # SOURCE/train is what --split train is written to
+        monkeypatch.chdir('data')
+        source, tail = 'train', ['--split', 'train']
+    else:
+        tail = []
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(UsageError, match='which is read: the shards would become a class.*outside, such as .*-shards'):
+        prepare.main([source, out, '--workers', '0', *tail])
+    assert sorted(tmp_path.rglob('*')) == before
+
+
 def test_killed_and_started_again(tiny_folder, tmp_path):
     """Kill it while a shard is half written: no shard is there under its name, and the next run completes all."""
     command = [str(tiny_folder), str(tmp_path), '--split', 'train', '--shards', '4', '--workers', '0']
@@ -130,6 +213,7 @@ def test_killed_and_started_again(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize('arguments, expected', [
     (['/nowhere', 'out'], 'There is no folder'),
+    (['/nowhere', 'out', '--split', 'train'], 'There is no folder'),
     (['x', 'out', '--quality', '0'], '--quality=0: expected 1 to 100'),
     (['x', 'gs://bucket/out'], 'local or mounted folder'),
     (['x'], 'required: out'),

@@ -6,16 +6,26 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from fixres_jax import models, optim, sharding, state, train, trees
-from fixres_jax.errors import UsageError
-from fixres_jax.models.resnet import Bottleneck, ResNet
+from fixres_jax import models
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
+from fixres_jax.machines import sharding
+from fixres_jax.models import Model
+from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from fixres_jax.models.resnet import REMAT, Bottleneck, ResNet
+from fixres_jax.training import state
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.schedules import make_schedule
+from fixres_jax.training.step import make_train_step
 
-TX = optim.make_sgd(optim.make_schedule('constant', 0.05, num_steps=5), momentum=0.9, weight_decay=1e-4)
+TX = make_sgd(make_schedule('constant', 0.05, num_steps=5), momentum=0.9, weight_decay=1e-4)
 OPTIONS = {'plain': {}, 'fsdp': {'layout': 'fsdp'}, 'parts': {'accumulate_steps': 2}, 'block': {}, 'stage': {}}
 
 
 def make_model(remat=''):
-    return ResNet(Bottleneck, (1, 1, 1, 1), num_classes=64, width=16, bn_group_size=8, remat=remat)
+    options = {'num_classes': 64, 'width': 16, 'bn_group_size': 8, 'remat': remat}
+    module = ResNet(Bottleneck, (1, 1, 1, 1), mean=IMAGENET_MEAN, std=IMAGENET_STD, **options)
+    return Model(models.ARCHITECTURES['resnet50'], module)
 
 
 @pytest.fixture(scope='module')
@@ -31,10 +41,10 @@ def outcomes(mesh):
     batch = sharding.put({'image': image, 'label': label}, mesh)
     found = {}
     for name, options in OPTIONS.items():
-        model = make_model(name if name in models.REMAT else '')
+        model = make_model(name if name in REMAT else '')
         key, layout = jax.random.key(1), options.get('layout', 'replicated')
         now = state.create(model, TX, '.*', key=key, mesh=mesh, layout=layout)
-        step_fn = train.make_train_step(model, TX, '.*', models.TRAIN, mesh=mesh, **options)
+        step_fn = make_train_step(model, TX, '.*', models.TRAIN, mesh=mesh, **options)
         compiled = step_fn.lower(now, batch, key).compile()
         states, losses = [jax.tree.map(np.array, now)], []
         for _ in range(2):

@@ -1,5 +1,6 @@
 """Studies: what they count is what the networks do, and their figures need nothing but the saved numbers."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,49 +8,69 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fixres_jax import adapt, evaluate, models, sharding, state, studies, train
-from fixres_jax.analysis import figures, sizes
+from fixres_jax import models, studies
+from fixres_jax.adaptation import adapt
+from fixres_jax.core.files import write_arrays, write_json
 from fixres_jax.data import sources, transforms
-from fixres_jax.errors import UsageError
-from fixres_jax.metrics import write_arrays, write_json
+from fixres_jax.data.sources import Splits
+from fixres_jax.evaluation import evaluate
+from fixres_jax.machines import sharding
+from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.studies import ablation, sizes
+from fixres_jax.studies.study import Pair, Subject
+from fixres_jax.training.optimization import Optimization
+from fixres_jax.training.train import Writing
+from fixres_jax.weights.network import Network
 
 LAYER = 'layer4/1/bn2'
-SGD = train.Optimization(
+SGD = Optimization(
     epochs=1.0, batch_size=16, accumulate_steps=1, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0,
     warmup_epochs=0.0, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, trainable='fc/.*', batch_norm=LAYER,
+    repeats=1,
 )  # fmt: skip
 HOW = adapt.Adaptation(
     batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(1e-3,), max_iterations=30, optimization=SGD,
-    flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, unseen=True,
+    flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, sweep_images=1000,
+    unseen=True,
 )  # fmt: skip
 AT = {size: transforms.make_test(size) for size in (32, 48)}
 
 
 @pytest.fixture(scope='module')
-def setting(tiny_folder, tmp_path_factory):
-    """A network, its adaptation to 48, the splits, and what embeds them."""
+def subject(tiny_folder, tmp_path_factory):
+    """What studies look at: a network trained at 32 by name, and its adaptation to 48."""
     mesh = sharding.make_mesh(jax.devices()[:2])
     model = models.create('resnet18', 4, width=8)
-    variables = jax.jit(lambda: state.init_variables(model, jax.random.key(0)))()
-    variables = jax.device_put(variables, sharding.replicated(mesh))
-    split = {'train': sources.create(tiny_folder, 'train'), 'test': sources.create(tiny_folder, 'val')}
-    split['held_out'] = split['test']
-    embedding = {'batch_size': 24, 'mesh': mesh}
-    adapted, record = adapt.adapt(
-        model, variables, split['train'], split['held_out'], {48: AT[48]}, HOW,
-        seed=0, directory=epath.Path(tmp_path_factory.mktemp('embeddings')), **embedding,
-    )[48]  # fmt: skip
-    return model, variables, adapted, record, split, embedding
+    variables = jax.jit(lambda: model.init(jax.random.key(0)))()
+    before = Network(model, jax.device_put(variables, sharding.replicated(mesh)))
+    train, test = (sources.create(tiny_folder, split) for split in ('train', 'val'))
+    feed, folder = Feed(Runtime(mesh), 24, 'study'), epath.Path(tmp_path_factory.mktemp('embeddings'))
+    after, _ = adapt.adapt(before, Splits(train, test, test), {48: AT[48]}, HOW, feed, seed=0, directory=folder)[48]
+    return Subject(
+        networks=Pair(before, after, 48, own={32: before}),
+        train=train,
+        held_out=test,
+        test=test,
+        train_resolution=32,
+        resolutions=(32, 48),
+        train_crop=sizes.TrainCrop(),
+        test_crop=sizes.TestCrop(),
+        test_transforms=lambda resolutions: {size: AT[size] for size in resolutions},
+        adaptation=HOW,
+        finetuning=SGD,
+        feed=feed,
+        seed=0,
+        images=1000,
+        epochs=0.0,
+        runs={},
+        writing=Writing(folder, 50, 0, 1, 0),
+    )
 
 
-def test_ablation_agrees_with_evaluation(setting):
-    model, variables, adapted, _, split, embedding = setting
-    numbers, arrays = studies.ablation(
-        model, variables, studies.statistics_of(adapted, LAYER), split, {'train': AT[32], 'test': AT[48]}, HOW,
-        seed=0, **embedding,
-    )  # fmt: skip
-    networks = {'nothing': variables, 'statistics and classifier': adapted}
-    result = evaluate.evaluate(model, networks, split['test'], {48: AT[48]}, **embedding)
+def test_ablation_agrees_with_evaluation(subject):
+    numbers, arrays = studies.STUDIES['ablation'].compute(subject)
+    networks = {'nothing': subject.networks.before, 'statistics and classifier': subject.networks.after}
+    result = evaluate.evaluate(networks, subject.test, {48: AT[48]}, subject.feed)
     rows = {row['part']: row for row in numbers['rows']}
     assert list(rows) == ['nothing', 'equalization', 'statistics', 'classifier', 'statistics and classifier']
     for name in networks:
@@ -64,12 +85,21 @@ def test_ablation_agrees_with_evaluation(setting):
     assert len(arrays['gained']) == len(changed['gained']) == min(8, changed['num_gained'])
 
 
-def test_activations_are_those_of_the_embeddings(setting):
-    model, variables, adapted, _, split, embedding = setting
-    new = studies.statistics_of(adapted, LAYER)
-    numbers, arrays = studies.activations(
-        model, variables, {32: {}, 48: new}, split['test'], AT, train_resolution=32, **embedding
-    )
+def test_examples_name_classes_that_only_the_network_has(subject):
+    """A network of more classes than the data may take an image for one that has no name."""
+    source = subject.test
+    labels = np.asarray(source.labels)
+    right = np.float32(np.eye(6)[labels])
+    wrong = np.float32(np.eye(6)[np.full(len(labels), 5)])
+    numbers, arrays = ablation._examples(source, labels, wrong, right)
+    assert numbers['num_gained'] == len(labels) and numbers['num_lost'] == 0
+    assert {example['before'] for example in numbers['gained']} == {'class 5'}
+    assert all(example['after'] == example['label'] in source.class_names for example in numbers['gained'])
+    assert arrays['gained'].shape == (8, 128, 128, 3)
+
+
+def test_activations_are_those_of_the_embeddings(subject):
+    numbers, arrays = studies.STUDIES['activations'].compute(subject)
     assert {(row['resolution'], row['network']) for row in numbers['rows']} == {
         (size, network) for size in (32, 48) for network in ('before', 'after')
     }
@@ -79,18 +109,13 @@ def test_activations_are_those_of_the_embeddings(setting):
         assert (np.diff(values) >= 0).all(), name
 
 
-def test_regions_come_with_their_closed_form(setting):
-    numbers, arrays = studies.roc(setting[4]['train'], sizes.TrainCrop(), sizes.TestCrop(), seed=0)
+def test_regions_come_with_their_closed_form(subject):
+    numbers, arrays = studies.STUDIES['regions'].compute(dataclasses.replace(subject, networks=None))
     assert numbers['images'] == 48
     assert numbers['closed_form']['mean'] == pytest.approx(0.809, abs=1e-3)
     assert numbers['apparent_size']['mean'] == pytest.approx(0.8, abs=0.06)
     widths = np.diff(arrays['edges'])
     assert (arrays['train'] * widths).sum() == pytest.approx(1)
-
-
-def test_a_grid_needs_runs():
-    with pytest.raises(UsageError, match='analyze.runs'):
-        studies.grid({})
 
 
 def test_figures_need_only_what_is_saved(tmp_path):
@@ -100,7 +125,7 @@ def test_figures_need_only_what_is_saved(tmp_path):
     point = {f'{name}_{kind}': 50.0 for name in ('top1', 'low', 'high') for kind in ('before', 'after')}
     spread = {'mean': 0.8, 'std': 0.1}
     saved = {
-        'roc': (
+        'regions': (
             {'images': 5, 'train_area': spread, 'test_area': spread, 'apparent_size': spread, 'closed_form': spread},
             {'edges': np.linspace(0, 1, 5), 'train': np.ones(4), 'test': np.ones(4)},
         ),
@@ -118,10 +143,10 @@ def test_figures_need_only_what_is_saved(tmp_path):
         ),
         'grid': ({'rows': [{'train_resolution': 32, 'curve': [point | {'resolution': r} for r in (32, 48)]}]}, {}),
     }  # fmt: skip
-    assert saved.keys() == figures.FIGURES.keys()
+    assert saved.keys() == studies.STUDIES.keys()
     for name, (numbers, arrays) in saved.items():
         write_json(tmp_path / 'studies' / f'{name}.json', json.loads(json.dumps(numbers)))
         write_arrays(tmp_path / 'studies' / f'{name}.npz', arrays)
-        figures.draw(epath.Path(tmp_path), name)
+        studies.draw(epath.Path(tmp_path), name)
     drawn = {path.stem for path in (tmp_path / 'plots').iterdir()}
-    assert drawn == {'roc', 'activations', 'ablation', 'examples', 'grid'}
+    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'grid'}

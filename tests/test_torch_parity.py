@@ -8,26 +8,32 @@ import numpy as np
 import optax
 import pytest
 
-from fixres_jax import convert, models, optim, sharding, state, state_dicts, train, trees
+from fixres_jax import models
+from fixres_jax.core import trees
+from fixres_jax.machines import sharding
 from fixres_jax.models import EVAL, TRAIN, Mode
+from fixres_jax.training import state
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.step import make_train_step
+from fixres_jax.weights import state_dicts, torch_weights
 from goldens import weights
 
 GOLDEN = np.load(Path(__file__).parent / 'goldens' / 'torch.npz')
 LARGE = ('resnext101_32x16d',)
-FORWARD = [name for name in models.MODELS if f'{name}/forward' in GOLDEN]
+FORWARD = [name for name in models.ARCHITECTURES if f'{name}/forward' in GOLDEN]
 
 
 def variables_of(model, weight=weights.weight):
     """Return a model's variables with the weights that torch had."""
-    shapes = convert.torch_shapes(model)
-    return convert.from_torch({key: weight(key, leaf.shape) for key, leaf in shapes.items()}, model)
+    shapes = torch_weights.torch_shapes(model)
+    return torch_weights.from_torch({key: weight(key, leaf.shape) for key, leaf in shapes.items()}, model)
 
 
-@pytest.mark.parametrize('name', models.MODELS)
+@pytest.mark.parametrize('name', models.ARCHITECTURES)
 def test_every_name_and_shape_is_torchvisions(name):
-    shapes = {key: leaf.shape for key, leaf in convert.torch_shapes(models.create(name)).items()}
+    shapes = {key: leaf.shape for key, leaf in torch_weights.torch_shapes(models.create(name)).items()}
     # Every BatchNorm of torch has a counter too.
-    shapes |= {key.replace('running_var', convert.COUNTER): () for key in shapes if key.endswith('running_var')}
+    shapes |= {key.replace('running_var', torch_weights.COUNTER): () for key in shapes if key.endswith('running_var')}
     assert weights.signature(shapes) == GOLDEN[f'{name}/signature']
 
 
@@ -52,12 +58,11 @@ def steps(name, weight, *, trainable, mode, **golden):
     """Take the golden's steps and return the first variables and the last."""
     model = models.create(name, weights.CLASSES, bn_group_size=golden['batch'])
     mesh = sharding.make_mesh(jax.devices()[:1])
-    tx = optim.make_sgd(
-        optax.constant_schedule(golden['lr']), momentum=golden['momentum'], weight_decay=golden['weight_decay']
-    )
+    lr = optax.constant_schedule(golden['lr'])
+    tx = make_sgd(lr, momentum=golden['momentum'], weight_decay=golden['weight_decay'])
     before = variables_of(model, weight)
     now = state.create(model, tx, trainable, key=jax.random.key(0), mesh=mesh, variables=before)
-    step = train.make_train_step(model, tx, trainable, mode, mesh=mesh)
+    step = make_train_step(model, tx, trainable, mode, mesh=mesh)
     for i in range(golden['steps']):
         images = weights.images(golden['batch'], golden['resolution'], i)
         batch = {'image': images, 'label': weights.labels(golden['batch'], i)}
@@ -67,7 +72,7 @@ def steps(name, weight, *, trainable, mode, **golden):
 
 def differences(variables, keys, golden):
     """Return by name how far an array is from torch's, in units of its root mean square."""
-    state_dict = convert.to_torch(variables)
+    state_dict = torch_weights.to_torch(variables)
     found = np.stack([weights.summary(key, state_dict[key]) for key in keys])
     return dict(zip(keys, np.abs(found - golden).max(1) / golden[:, 0], strict=True))
 
@@ -75,7 +80,7 @@ def differences(variables, keys, golden):
 @pytest.mark.parametrize('name', weights.TRAINED)
 def test_training_steps_are_torchs(name):
     before, after = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
-    keys = sorted(key for key in convert.to_torch(after) if not key.endswith(convert.COUNTER))
+    keys = sorted(key for key in torch_weights.to_torch(after) if not key.endswith(torch_weights.COUNTER))
     golden = GOLDEN[f'{name}/trained']
     assert max(differences(after, keys, golden).values()) < 1e-4
     # Every array has moved by far more than the tolerance, so that none is compared in vain.
@@ -84,13 +89,13 @@ def test_training_steps_are_torchs(name):
 
 def test_fine_tuning_is_torchs():
     name = weights.FINETUNED
-    rules = models.FINETUNE[name]
+    rules = models.ARCHITECTURES[name].finetune
     rules = {'trainable': rules['trainable'], 'mode': Mode(rules['batch_norm'])}
     before, after = steps(name, weights.weight, **rules, **weights.FINETUNE)
     keys, golden = weights.FINETUNED_KEYS, GOLDEN[f'{name}/finetuned']
     assert max(differences(after, keys, golden).values()) < 1e-4
     assert min(differences(before, keys, golden).values()) > 1e-2
-    old, new = convert.to_torch(before), convert.to_torch(after)
+    old, new = torch_weights.to_torch(before), torch_weights.to_torch(after)
     assert {key for key in old if not np.array_equal(old[key], new[key])} == set(keys)
     assert trees.diff(before, after).message() == ''
 
@@ -106,7 +111,7 @@ def test_live_torchvision_gives_the_same_logits(name):
     expected, expected_embedding = torch_models.apply(network, images)
     model = models.create(name)
     state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
-    logits, endpoints = model.apply(convert.from_torch(state_dict, model), images, EVAL)
+    logits, endpoints = model.apply(torch_weights.from_torch(state_dict, model), images, EVAL)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(endpoints['embedding'], expected_embedding, atol=1e-4 * np.abs(expected_embedding).max())
 
@@ -120,7 +125,7 @@ def test_what_is_trained_here_gives_the_same_logits_in_torch(tmp_path):
 
     name = 'resnet18'
     _, variables = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
-    state_dicts.save(tmp_path / 'trained.safetensors', convert.to_torch(variables), {})
+    state_dicts.save(tmp_path / 'trained.safetensors', torch_weights.to_torch(variables), {})
     network = torch_models.create(name, weights.CLASSES)
     network.load_state_dict(load_file(tmp_path / 'trained.safetensors'), strict=True)
     images = weights.images(2, 97)

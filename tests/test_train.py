@@ -1,5 +1,6 @@
 """Training: what moves and what does not, on any number of devices, whatever interrupts it."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,12 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fixres_jax import checkpoint, loop, models, optim, preemption, sharding, state, train, trees
-from fixres_jax.data import sources, transforms
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax import models
+from fixres_jax.core import trees
+from fixres_jax.core.errors import RunError, UsageError
+from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.machines import preemption, sharding
+from fixres_jax.machines.runtime import Runtime
+from fixres_jax.training import loop, state, train
+from fixres_jax.training.optimization import Optimization, make_sgd
+from fixres_jax.training.schedules import make_schedule
+from fixres_jax.training.step import make_train_step
+from fixres_jax.weights import checkpoint
+from fixres_jax.weights.network import Network
 
 MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
-FROM_SCRATCH = train.Optimization(
+FROM_SCRATCH = Optimization(
     epochs=2,
     batch_size=16,
     accumulate_steps=1,
@@ -26,6 +36,7 @@ FROM_SCRATCH = train.Optimization(
     label_smoothing=0.0,
     trainable='.*',
     batch_norm='.*',
+    repeats=1,
 )
 
 
@@ -37,12 +48,12 @@ def make_batch(seed: int, size: int = 16) -> dict[str, np.ndarray]:
     }
 
 
-def steps(mesh, trainable, mode, count=2, model=MODEL, label_smoothing=0.0):
+def steps(mesh, trainable, mode, count=2, model=MODEL):
     """Return the state before and after some steps, and their losses."""
-    tx = optim.make_sgd(optim.make_schedule('constant', 0.01, num_steps=count), momentum=0.9, weight_decay=1e-3)
+    tx = make_sgd(make_schedule('constant', 0.01, num_steps=count), momentum=0.9, weight_decay=1e-3)
     now = state.create(model, tx, trainable, key=jax.random.key(0), mesh=mesh)
     first = jax.device_get(now)
-    step_fn = train.make_train_step(model, tx, trainable, mode, mesh=mesh, label_smoothing=label_smoothing)
+    step_fn = make_train_step(model, tx, trainable, mode, mesh=mesh)
     losses = []
     for number in range(count):
         now, scalars = step_fn(now, sharding.put(make_batch(number), mesh), jax.random.key(1))
@@ -74,7 +85,7 @@ def test_from_scratch_everything_moves(from_scratch):
 
 
 def test_fine_tuning_moves_only_what_the_two_regexes_name(mesh):
-    regexes = models.FINETUNE['resnet18']
+    regexes = models.ARCHITECTURES['resnet18'].finetune
     before, after, _ = steps(mesh, regexes['trainable'], models.Mode(regexes['batch_norm']))
     assert changed(before.params, after.params) == {'fc/kernel', 'fc/bias'}
     assert changed(before.batch_stats, after.batch_stats) == {'layer4/1/bn2/mean', 'layer4/1/bn2/var'}
@@ -83,12 +94,12 @@ def test_fine_tuning_moves_only_what_the_two_regexes_name(mesh):
 
 def test_fine_tuning_has_no_backward_pass_through_the_trunk(mesh):
     def count_convolutions(trainable, mode):
-        tx = optim.make_sgd(optim.make_schedule('constant', 0.05, num_steps=1), momentum=0.9, weight_decay=0.0)
-        step_fn = train.make_train_step(MODEL, tx, trainable, mode, mesh=mesh)
+        tx = make_sgd(make_schedule('constant', 0.05, num_steps=1), momentum=0.9, weight_decay=0.0)
+        step_fn = make_train_step(MODEL, tx, trainable, mode, mesh=mesh)
         shapes = state.abstract(MODEL, tx, trainable, mesh=mesh)
         return step_fn.lower(shapes, make_batch(0), jax.random.key(0)).as_text().count('stablehlo.convolution')
 
-    regexes = models.FINETUNE['resnet18']
+    regexes = models.ARCHITECTURES['resnet18'].finetune
     # The 3x3 and 7x7 convolutions of the forward pass, and no more; 1x1 are written as products.
     assert count_convolutions(regexes['trainable'], models.Mode(regexes['batch_norm'])) == 17
     assert count_convolutions('.*', models.TRAIN) > 45
@@ -102,29 +113,33 @@ def test_any_number_of_devices_takes_the_same_steps(from_scratch, count):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), few.variables, many.variables)
 
 
-def test_label_smoothing_changes_the_loss(mesh):
-    plain, smooth = (steps(mesh, 'fc/.*', models.EVAL, 1, label_smoothing=s)[2][0] for s in (0.0, 0.1))
-    assert plain != smooth
+@pytest.mark.parametrize('share', [0.0, 0.1])
+def test_the_loss_is_the_cross_entropy_with_the_labels_smoothed_as_the_config_says(mesh, share):
+    how = dataclasses.replace(FROM_SCRATCH, label_smoothing=share, trainable='fc/.*', batch_norm='')
+    _, tx, _, step_fn = train.prepare(MODEL, how, 16, Runtime(mesh))
+    now = state.create(MODEL, tx, 'fc/.*', key=jax.random.key(0), mesh=mesh)
+    batch, model = make_batch(0), jax.jit(lambda variables, image: MODEL.apply(variables, image, models.EVAL)[0])
+    log_p = jax.nn.log_softmax(np.float64(model(now.variables, batch['image'])))
+    own = np.take_along_axis(np.asarray(log_p), batch['label'][:, None], axis=1)
+    expected = -(1 - share) * own.mean() - share * log_p.mean()
+    _, scalars = step_fn(now, sharding.put(batch, mesh), jax.random.key(1))
+    assert float(scalars['loss']) == pytest.approx(float(expected), rel=1e-5)
 
 
 def run(directory, folder, optimization=FROM_SCRATCH, title='train', **options):
     source = sources.create(str(folder), 'train')
-    return train.run(
-        MODEL,
+    options = {'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2, 'restore_step': 0} | options
+    network, info = train.run(
+        Network(MODEL, None, {'architecture': 'resnet18'}),
         source,
         transforms.make_train(32),
         optimization,
-        variables=None,
-        repeats=1,
+        runtime=Runtime(sharding.make_mesh(), 'replicated', workers=0, threads=2),
+        writing=train.Writing(directory, **options),
         seed=0,
-        mesh=sharding.make_mesh(),
-        layout='replicated',
-        directory=directory,
-        metadata={'architecture': 'resnet18'},
         title=title,
-        reading={'workers': 0, 'threads': 2},
-        **({'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2, 'restore_step': 0} | options),
     )
+    return network.variables, info
 
 
 def steps_logged(directory):
@@ -176,9 +191,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
         return now.replace(step=now.step + 1), {'loss': loss, 'top1': jnp.zeros(())}
 
     mesh = sharding.make_mesh()
-    tx = optim.make_sgd(optim.make_schedule('constant', 0.1, num_steps=6), momentum=0.9, weight_decay=0.0)
+    tx = make_sgd(make_schedule('constant', 0.1, num_steps=6), momentum=0.9, weight_decay=0.0)
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    batches = train.pipeline.train_batches(
+    batches = pipeline.train_batches(
         source, transforms.make_train(32), batch_size=16, seed=0, start_step=0, num_steps=6
     )
     with pytest.raises(RunError, match=r'not finite at step 4 of 6 .* step 2 in'):
@@ -186,21 +201,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_last_good_checkpo
             state.create(MODEL, tx, '.*', key=jax.random.key(0), mesh=mesh),
             step_fn,
             batches,
-            pace=loop.Pace(6, 16, log_every_steps=1, checkpoint_every_steps=2),
-            schedule=lambda step: 0.1,
+            loop.Pace(6, 16, 'train', lambda step: 0.1, log_every_steps=1, checkpoint_every_steps=2),
             key=jax.random.key(0),
             mesh=mesh,
             directory=tmp_path,
             checkpoints=checkpoints,
-            title='train',
         )
     assert checkpoints.steps == [2]
     checkpoints.close()
 
 
 def test_regexes_that_match_nothing_are_refused(tmp_path, tiny_folder):
-    import dataclasses
-
     with pytest.raises(UsageError, match='head.* matches none'):
         run(tmp_path, tiny_folder, dataclasses.replace(FROM_SCRATCH, trainable='head/.*'))
     with pytest.raises(UsageError, match='layer4/9/bn2.* matches none'):
@@ -211,11 +222,11 @@ def test_regexes_that_match_nothing_are_refused(tmp_path, tiny_folder):
 
 def test_a_checkpoint_of_another_network_is_refused_with_both_shapes(tmp_path, tiny_folder):
     run(tmp_path, tiny_folder)
-    tx = optim.make_sgd(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
+    tx = make_sgd(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
     other = state.abstract(models.create('resnet18', 5, width=8), tx, '.*', mesh=sharding.make_mesh())
     checkpoints = checkpoint.Checkpoints(tmp_path)
     with pytest.raises(UsageError, match=r'(?s)another network.*fc/bias: expected \(5,\), found \(4,\)'):
-        checkpoints.restore(other)
+        checkpoints.restore(other.items)
     checkpoints.close()
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fixres_jax import trees
-from fixres_jax.errors import UsageError
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
 
 TREE = {
     'conv1': {'kernel': np.zeros((3, 3, 3, 8))},
@@ -67,3 +67,5 @@ def test_a_message_of_many_differences_stays_short_and_says_how_many():
     expected = {f'leaf{index}': np.zeros(1) for index in range(20)}
     lines = trees.diff(expected, {}).message(limit=3).splitlines()
     assert len(lines) == 4 and lines[-1] == '... and 17 more missing'
+    lines = trees.diff(expected, {f'other{index}': np.zeros(1) for index in range(20)}).message(limit=6).splitlines()
+    assert len(lines) == 8 and lines[3::4] == ['... and 17 more missing', '... and 17 more not expected']

@@ -1,1 +1,4 @@
-"""Input side: sources of encoded images, transforms to uint8 crops, and the pipeline that batches them."""
+"""Data: images from where they lie to batches of uint8: sources, transforms, pixels, the pipeline, preparation.
+
+Never imports jax, as worker processes import it. May import core.
+"""

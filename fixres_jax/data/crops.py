@@ -1,9 +1,13 @@
-"""Where training crops lie: the random boxes of torchvision and of TensorFlow."""
+"""Where crops lie: the random boxes of torchvision and of TensorFlow, and how a run crops."""
 
+import dataclasses
 import math
 
 import numpy as np
 
+from fixres_jax.core.errors import UsageError, nearest
+
+TEST_RATIO = 256 / 224  # resize to this multiple of the crop at every test resolution: section 2 of the paper
 TENSORFLOW_MIN_COVERED = 0.1  # min_object_covered of the usual TensorFlow ImageNet pipelines
 
 Box = tuple[int, int, int, int]
@@ -77,3 +81,59 @@ def distorted_bounding_box(
 
 
 BOXES = {'torchvision': random_resized_crop, 'tensorflow': distorted_bounding_box}
+RESIZES = ('short', 'height', 'long')
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCrop:
+    """Say how training crops are drawn.
+
+    Attributes:
+      crop: 'torchvision' (area uniform), 'tensorflow' (side uniform) or 'resize' (Resize and RandomCrop).
+      scale: range of the region's area as a fraction of the image's.
+      ratio: range of width / height.
+      resize_ratio: of crop='resize', the shorter side over the crop.
+    """
+
+    crop: str = 'torchvision'
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resize_ratio: float = TEST_RATIO
+
+    def __post_init__(self) -> None:
+        if self.crop not in (*BOXES, 'resize'):
+            raise UsageError(
+                f'The crop is {self.crop!r}; expected {", ".join(BOXES)} or resize.'
+                f'{nearest(self.crop, (*BOXES, "resize"))}'
+            )
+        for name, (low, high), limit in (('scale', self.scale, 1.0), ('ratio', self.ratio, math.inf)):
+            if not 0 < low <= high <= limit:
+                raise UsageError(f'The {name} is {low} to {high}; expected a range above 0, of areas up to 1.')
+        _check_resize(self.resize_ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class TestCrop:
+    """Say how test images are cropped.
+
+    Attributes:
+      resize_ratio: side resized to, over the crop.
+      resize: which side that is: 'short', 'height' (portrait images are padded), or 'long' (the whole image, padded).
+    """
+
+    __test__ = False  # not for pytest to collect
+
+    resize_ratio: float = TEST_RATIO
+    resize: str = 'short'
+
+    def __post_init__(self) -> None:
+        if self.resize not in RESIZES:
+            raise UsageError(
+                f'The resize is {self.resize!r}; expected {", ".join(RESIZES)}.{nearest(self.resize, RESIZES)}'
+            )
+        _check_resize(self.resize_ratio)
+
+
+def _check_resize(ratio: float) -> None:
+    if ratio < 1:
+        raise UsageError(f'The resize ratio is {ratio}; expected 1 or more, or the crop would not be filled.')

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from fixres_jax.core.errors import RunError
 from fixres_jax.data import jpeg, pixels
-from fixres_jax.errors import RunError
 
 MIN_SIDE = 4  # pixels; what is thinner is a spacer or a broken file, and would grow a thousandfold
 

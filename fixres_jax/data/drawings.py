@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from fixres_jax.errors import UsageError
+from fixres_jax.core.errors import UsageError
 
 VERSION = 1  # Counts changes of the pictures: a folder drawn by another version is not taken for this one.
 _MARKER = 'drawings.json'

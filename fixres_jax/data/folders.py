@@ -1,6 +1,8 @@
 """Images in a folder of class folders, local or on gs://."""
 
 import array
+import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from fixres_jax.errors import RunError, UsageError
+from fixres_jax.core.errors import RunError, UsageError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 
@@ -45,6 +47,17 @@ class ImageFolder:
     def name(self, index: int) -> str:
         return f'{self.root}/{self.class_names[self.labels[index]]}/{self._files[index]}'
 
+    def fingerprint(self) -> str:
+        """Return a hash of the names, labels and sizes of all files; where the folder lies does not count."""
+        digest = hashlib.sha256()
+        # In a bucket the sizes came with the listing, which gcsfs keeps.
+        with ThreadPoolExecutor(16) as pool:
+            sizes = pool.map(_size, map(self.name, range(len(self))), chunksize=256)
+            for index, size in enumerate(sizes):
+                fact = self.class_names[self.labels[index]], self._files[index], size
+                digest.update(repr(fact).encode('utf-8', 'surrogateescape'))
+        return digest.hexdigest()
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self.name(index)
         try:
@@ -56,6 +69,14 @@ class ImageFolder:
         except OSError as error:
             raise RunError(f'Image {index}, {name}, cannot be read: {error.strerror or error}.') from error
         return {'encoded': encoded, 'label': int(self.labels[index]), 'name': name}
+
+
+def _size(name: str) -> int:
+    """Return the bytes of a file; 0 for one that is gone or not to be read, which reading it will tell."""
+    try:
+        return epath.Path(name).stat().length if '://' in name else os.stat(name).st_size
+    except OSError:
+        return 0
 
 
 def folders(path: epath.Path) -> list[str]:

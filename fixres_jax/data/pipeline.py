@@ -5,64 +5,80 @@ The number alone decides the epoch, the record and the random draws, so that not
 threads or resumes.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data.decoding import EncodedImage
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
-from fixres_jax.errors import RunError, UsageError
 
 CHUNK = 64  # images that a worker hands over at once: few enough to keep buffers small with many workers
 _ORDER, _AUGMENTATION = 0, 1  # random streams
 _PLACE = 'place'  # of a chunk's images in their batch
 
 Batch = dict[str, Any]
+PREFETCH = 2  # batches held ready
+
+
+@dataclasses.dataclass(frozen=True)
+class Readers:
+    """Say who reads images, and which part of each global batch. What is read does not depend on it.
+
+    Attributes:
+      host: this host takes the host-th of the `num_hosts` equal parts of each global batch.
+      num_hosts: hosts that share a batch.
+      workers: processes that decode; 0 for none, only threads.
+      threads: decoding threads in each process.
+    """
+
+    host: int = 0
+    num_hosts: int = 1
+    workers: int = 0
+    threads: int = 4
+
+
+ONE_PROCESS = Readers()
 
 
 def train_batches(
     source: Source,
     transform: Transform,
+    readers: Readers = ONE_PROCESS,
     *,
     batch_size: int,
     seed: int,
     start_step: int,
     num_steps: int,
     repeats: int = 1,
-    host: int = 0,
-    num_hosts: int = 1,
-    workers: int = 0,
-    threads: int = 4,
-    prefetch: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Iterate over this host's share of the training batches of steps [start_step, num_steps).
 
-    Reading begins at once, in the background, and waits when `prefetch` batches are ready.
+    Reading begins at once, in the background, and waits when `PREFETCH` batches are ready.
 
-    Each record comes `repeats` times an epoch. Its copies share a global batch (but for the one at the border, when
+    Each record appears `repeats` times per epoch. Its copies share a global batch (but for the one at the border, when
     `repeats` does not divide `batch_size`) and lie as far apart in it as can be: on other hosts, where there are
     several, and in other groups of BatchNorm.
 
     Args:
       source: records.
       transform: makes uint8[R, R, 3] of an image.
+      readers: who reads, and which part of each batch.
       batch_size: images a step, of all hosts together.
       seed: of the order and the augmentation.
       start_step: first step; a resumed run gives the number of steps it has made.
       num_steps: end of the run.
-      repeats: copies of an image an epoch, each with its own augmentation.
-      host: this host takes the host-th of the `num_hosts` equal parts of each global batch.
-      num_hosts: hosts that share a batch.
-      workers: processes that decode; 0 for none, only threads.
-      threads: decoding threads in each process.
-      prefetch: batches held ready.
+      repeats: copies of an image per epoch, each with its own augmentation.
 
     Yields:
       {'image': uint8[b, R, R, 3], 'label': int32[b], 'mask': bool[b], 'index': int32[b]}: the mask is all
@@ -77,22 +93,19 @@ def train_batches(
             f'Expected repeats >= 1, seed >= 0 and 0 <= start_step <= num_steps; given repeats={repeats}, '
             f'seed={seed}, start_step={start_step}, num_steps={num_steps}.'
         )
-    share = _share(source, batch_size, host, num_hosts)
+    share = _share(source, batch_size, readers)
     load = _TrainLoader(source, transform, share, seed, repeats)
-    return _run(load, share, start_step, num_steps, workers, threads, prefetch)
+    return _run(load, share, start_step, num_steps, readers)
 
 
 def eval_batches(
     source: Source,
     transforms: Mapping[Any, Transform],
+    readers: Readers = ONE_PROCESS,
     *,
     batch_size: int,
-    host: int = 0,
-    num_hosts: int = 1,
-    workers: int = 0,
-    threads: int = 4,
     start: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Iterate over this host's share of a source, in order, each file decoded once for all transforms.
 
     Reading begins at once, in the background. The last batch is padded, so that all hosts get the same number of full
@@ -101,11 +114,8 @@ def eval_batches(
     Args:
       source: records.
       transforms: key -> transform, for instance test resolution -> `make_test(resolution)`.
+      readers: as in `train_batches`.
       batch_size: images a batch, of all hosts together.
-      host: this host takes the host-th of the `num_hosts` equal parts of each global batch.
-      num_hosts: hosts that share a batch.
-      workers: processes that decode; 0 for none, only threads.
-      threads: decoding threads in each process.
       start: first record; the ones before it are left out.
 
     Yields:
@@ -114,9 +124,9 @@ def eval_batches(
     Raises:
       UsageError, RunError: as `train_batches`.
     """
-    share = _share(source, batch_size, host, num_hosts)
+    share = _share(source, batch_size, readers)
     load = _EvalLoader(source, dict(transforms), share, start)
-    return _run(load, share, 0, -(-(len(source) - start) // batch_size), workers, threads, prefetch=2)
+    return _run(load, share, 0, -(-(len(source) - start) // batch_size), readers)
 
 
 def epoch_samples(num_records: int, repeats: int = 1) -> int:
@@ -184,7 +194,8 @@ class _Share:
         return own[places], places
 
 
-def _share(source: Source, batch_size: int, host: int, num_hosts: int) -> _Share:
+def _share(source: Source, batch_size: int, readers: Readers) -> _Share:
+    host, num_hosts = readers.host, readers.num_hosts
     if not len(source):
         raise UsageError('The source is empty: there is nothing to make batches of.')
     if batch_size < 1 or batch_size % num_hosts or not 0 <= host < num_hosts:
@@ -263,10 +274,13 @@ def _read(source: Source, index: int) -> tuple[EncodedImage, int]:
     return EncodedImage(record['encoded'], record['name'], index), record['label']
 
 
-def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int, prefetch: int) -> Iterator[Batch]:
+def _run(
+    load: Callable[[int], Batch], share: _Share, start: int, stop: int, readers: Readers
+) -> Generator[Batch, None, None]:
     """Compute chunks ahead with grain, in order, and join them to batches."""
     num_chunks = share.num_chunks
-    ready = prefetch * num_chunks
+    workers, threads = readers.workers, readers.threads
+    ready = PREFETCH * num_chunks
     data = grain.MapDataset.range(start * num_chunks, stop * num_chunks).map(load)
     # A read buffer holds what is under way, too: in a worker that is all it should hold.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads if workers else max(threads, ready))
@@ -276,18 +290,41 @@ def _run(load, share: _Share, start: int, stop: int, workers: int, threads: int,
             flags.FLAGS.mark_as_parsed()  # grain reads its debug flags when it starts a worker
         # When a run stops early, Python's tracker removes the batches left in shared memory, and would report each.
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
-        data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers)))
-    batches = _join(data, num_chunks, stop - start)
+        options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers))
+        data = data.mp_prefetch(options, worker_init_fn=_leave_interrupts)
+    batches = _join(data, num_chunks, stop - start, _born_deaf if workers else contextlib.nullcontext)
     next(batches)
     return batches
 
 
-def _join(data: grain.IterDataset, num_chunks: int, num_batches: int) -> Iterator[Batch]:
-    """Yield once when reading has begun, then the batches; closed at any time from then on, it ends the reading."""
-    chunks = iter(data)
+def _leave_interrupts(worker: int, num_workers: int) -> None:
+    """Let Ctrl-C, which a terminal sends to reader processes too, be the concern of the process that they read for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _born_deaf() -> Iterator[None]:
+    """Start processes in the block with Ctrl-C blocked: a process cannot ignore it while Python itself starts."""
+    resource_tracker.ensure_running()  # The first process starts it, and its start unblocks Ctrl-C.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        chunks.get_state()  # without a state, `start_prefetch` would not start processes
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _join(
+    data: grain.IterDataset,
+    num_chunks: int,
+    num_batches: int,
+    starting: Callable[[], contextlib.AbstractContextManager[None]],
+) -> Generator[Batch, None, None]:
+    """Yield once when reading has begun, then the batches; closed at any time from then on, it ends the reading."""
+    with starting():
+        chunks = iter(data)
+        chunks.get_state()  # without a state, `start_prefetch` would start no processes, nor the threads that do
         chunks.start_prefetch()
+    try:
         yield {}
         for _ in range(num_batches):
             yield _place([next(chunks) for _ in range(num_chunks)])

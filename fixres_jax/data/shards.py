@@ -3,24 +3,26 @@
 A record is a line of JSON ({"label", "name", "size": [width, height] of the original}) and the image's bytes.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 from etils import epath
 
-from fixres_jax import files
+from fixres_jax.core import files
+from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.data.folders import PackedStrings
-from fixres_jax.errors import RunError, UsageError
 
 MANIFEST, LABELS, NAMES = 'manifest.json', 'labels.npy', 'names.txt'
 FORMAT = 1
+REMEDY = 'Run fixres_jax.prepare again: it makes what is lacking.'
 # One record a group, and no compression of what JPEG has compressed.
 WRITER_OPTIONS, READER_OPTIONS = 'group_size:1,uncompressed', {'max_parallelism': '0'}
 
@@ -47,32 +49,41 @@ class Shards:
           UsageError: for a missing, cut or foreign file, naming it.
         """
         self.root = epath.Path(folder)
-        manifest = json.loads((self.root / MANIFEST).read_text())
-        if manifest.get('format') != FORMAT:
-            raise UsageError(f'{self.root / MANIFEST} has format {manifest.get("format")}; expected {FORMAT}.')
+        manifest = _read_manifest(self.root / MANIFEST)
         for shard in manifest['shards']:
             path = self.root / shard['file']
             size = path.stat().length if path.exists() else None
             if size != shard['bytes']:
                 state = 'is missing' if size is None else f'has {size} bytes, not {shard["bytes"]}'
-                raise UsageError(f'The shard {path} {state}. Run fixres_jax.prepare again: it makes what is lacking.')
+                raise UsageError(f'The shard {path} {state}. {REMEDY}')
         self.class_names = tuple(manifest['class_names'])
-        with (self.root / LABELS).open('rb') as file:
+        with _intact(self.root / LABELS) as path, path.open('rb') as file:
             self.labels = np.load(file)
+        with _intact(self.root / NAMES) as path:
+            self._names = PackedStrings(path.read_text().splitlines())
+        count = sum(shard['count'] for shard in manifest['shards'])
+        for name, found in ((LABELS, self.labels.shape), (NAMES, (len(self._names),))):
+            if found != (count,):
+                raise UsageError(f'{self.root / name} has {found[0] if found else 0} entries, not {count}. {REMEDY}')
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < len(self.class_names):
             wrong = int(np.flatnonzero((self.labels < 0) | (self.labels >= len(self.class_names)))[0])
             raise UsageError(
                 f'{self.root / LABELS}: image {wrong} has label {self.labels[wrong]}, but there are '
                 f'{len(self.class_names)} classes. Prepare the data again.'
             )
-        self._names = PackedStrings((self.root / NAMES).read_text().splitlines())
         shards = [_Shard(str(self.root / one['file']), one['count'], one['count']) for one in manifest['shards']]
+        facts = [manifest['class_names'], manifest['checksums'], [shard['sha256'] for shard in manifest['shards']]]
+        self._fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         self._ends = list(itertools.accumulate(shard.take for shard in shards))
         self._files = [shard.filename for shard in shards]
         self._records = array_record_data_source.ArrayRecordDataSource(shards, reader_options=READER_OPTIONS)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the records, labels, names and classes."""
+        return self._fingerprint
 
     def name(self, index: int) -> str:
         return self._names[index]
@@ -86,6 +97,44 @@ class Shards:
                 f'Image {index} cannot be read from the shard {shard}, which is damaged or gone. '
                 'Delete it and run fixres_jax.prepare again.'
             ) from error
+
+
+def found_in(folder: epath.Path) -> bool:
+    """Say whether a folder is one of shards, complete or not."""
+    return (folder / MANIFEST).exists() or any(folder.glob('images-*.array_record'))
+
+
+def _read_manifest(path: epath.Path) -> dict[str, Any]:
+    """Return a manifest that has all that is read from it."""
+    if not path.exists():
+        raise UsageError(
+            f'{path.parent} holds shards but no {MANIFEST}: they are not all there, or it was lost. {REMEDY}'
+        )
+    with _intact(path):
+        manifest = json.loads(path.read_text())
+        version = manifest.get('format')
+        if version == FORMAT:
+            kinds = {'file': str, 'bytes': int, 'count': int, 'sha256': str}
+            for shard in manifest['shards']:
+                wrong = [name for name, kind in kinds.items() if not isinstance(shard[name], kind)]
+                if wrong:
+                    raise TypeError(f'{wrong[0]} is {shard[wrong[0]]!r}')
+            if not all(isinstance(name, str) for name in manifest['class_names']):
+                raise TypeError('a class name is no text')
+            manifest['checksums'].items()
+    if version != FORMAT:
+        raise UsageError(f'{path} has format {version}; expected {FORMAT}.')
+    return manifest
+
+
+@contextlib.contextmanager
+def _intact(path: epath.Path) -> Iterator[epath.Path]:
+    """Turn what goes wrong in reading a file into one line."""
+    try:
+        yield path
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:160]
+        raise UsageError(f'{path} is missing or damaged ({reason}). {REMEDY}') from error
 
 
 def pack(encoded: bytes, label: int, name: str, size: tuple[int, int]) -> bytes:

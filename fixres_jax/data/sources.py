@@ -6,15 +6,18 @@ get a copy.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 
+from fixres_jax.core import files
+from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.data import shards
 from fixres_jax.data.folders import ImageFolder, folders
-from fixres_jax.data.shards import MANIFEST, Shards
-from fixres_jax.errors import UsageError, nearest
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
 TFDS = 'tfds:'
@@ -35,7 +38,28 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
 
-def create(spec: str, split: str) -> Source:
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Hold the images of a run.
+
+    Attributes:
+      train: to train and adapt on.
+      held_out: kept from training, to choose on; None where nothing is.
+      test: the numbers come from these.
+    """
+
+    train: Source
+    held_out: Source | None
+    test: Source
+
+
+class WholeSource(Source, Protocol):
+    """What `create` opens: it can also say in short what it holds."""
+
+    def fingerprint(self) -> str: ...
+
+
+def create(spec: str, split: str) -> WholeSource:
     """Open a source by its specification.
 
     Args:
@@ -45,7 +69,7 @@ def create(spec: str, split: str) -> Source:
         class folders or the shards.
 
     Raises:
-      UsageError: when the folder, the split or its images are not there.
+      UsageError: when the folder, the split or its images are not there, or the library to reach them is not.
     """
     if str(spec).startswith(TFDS):
         from fixres_jax.data import tfds  # takes a second to import
@@ -55,7 +79,7 @@ def create(spec: str, split: str) -> Source:
         return tfds.Tfds(name, _find_split(str(spec), tfds.splits(name), base) + bracket + rest)
     root = _root(spec)
     folder = root / _find_split(str(root), folders(root), split) if split else root
-    return Shards(folder) if (folder / MANIFEST).exists() else ImageFolder(folder)
+    return shards.Shards(folder) if shards.found_in(folder) else ImageFolder(folder)
 
 
 def splits(spec: str) -> list[str]:
@@ -70,7 +94,7 @@ def splits(spec: str) -> list[str]:
 
 
 def _root(spec: str) -> epath.Path:
-    root = epath.Path(spec).expanduser() if str(spec) else None
+    root = files.reachable(spec).expanduser() if str(spec) else None
     if root is None or not root.is_dir():
         raise UsageError(f'There is no folder {str(spec)!r}. Give a folder with one folder per split, or tfds:NAME.')
     return root
@@ -126,23 +150,38 @@ def subset(source: Source, indices: Sequence[int] | np.ndarray) -> Subset:
     return Subset(source, indices.astype(np.int32), source.class_names)
 
 
+def sample(source: Source, num_records: int, seed: int) -> Source:
+    """Return that many records at random, in the source's order; the source itself when it has no more."""
+    if num_records >= len(source):
+        return source
+    picked = np.random.default_rng([seed, len(source)]).choice(len(source), num_records, replace=False)
+    return subset(source, np.sort(picked))
+
+
 def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset]:
-    """Split a source in two, each class in proportion.
+    """Split a source in two by a rule that looks at one record at a time.
+
+    A record is held out when a hash of the seed and of its name (see `digests`), read as a number from 0 to 1, is below
+    the fraction. So a file that comes or goes moves no other from one part to the other, and nothing that was trained
+    on with the same seed and fraction is held out later. The price: each class gives its share on average only,
+    n * fraction with a standard deviation of sqrt(n * fraction * (1 - fraction)) records. Exact shares would move
+    records whenever a class grows. A source of which no record is below the fraction gives its lowest one.
 
     Args:
       source: any source.
-      fraction: share of the records to hold out, in [0, 1); a class gives its share to within one record.
-      seed: which records; the same seed gives the same split.
+      fraction: share of the records to hold out, in [0, 1).
+      seed: which records; the same seed gives the same split, wherever the files lie.
 
     Returns:
       (rest, held_out): disjoint, together everything, both in the source's order.
     """
     if not 0 <= fraction < 1:
         raise UsageError(f'The held-out fraction is {fraction}; expected a number from 0 to below 1.')
-    order = _shuffled_by_class(source, seed)
-    # Class after class, every 1/fraction-th record.
-    steps = np.floor(np.arange(len(source) + 1) * fraction + 0.5)
-    return _parts(source, order[np.diff(steps) > 0])
+    draws = _draws(source, 'hold_out', seed)
+    held = draws < fraction
+    if fraction and len(source) and not held.any():
+        held[draws.argmin()] = True
+    return _parts(source, np.flatnonzero(held))
 
 
 def hold_out_listed(source: Source, path: epath.PathLike) -> tuple[Subset, Subset]:
@@ -158,7 +197,7 @@ def hold_out_listed(source: Source, path: epath.PathLike) -> tuple[Subset, Subse
     Raises:
       UsageError: for a name that is not in the source, or there more than once.
     """
-    path = epath.Path(path)
+    path = files.reachable(path)
     if not path.exists():
         raise UsageError(f'There is no file {str(path)!r} that lists images.')
     places: dict[str, list[int]] = {}
@@ -183,7 +222,8 @@ def few_shot(source: Source, amount: int | float, seed: int) -> Subset:
     Args:
       source: any source.
       amount: records a class, or, below 1, the fraction of each class (at least one record).
-      seed: which records; a larger amount keeps those of a smaller one.
+      seed: which records: those of a class whose hash with the seed is lowest. A larger amount keeps those of a smaller
+        one, and a file that is added takes the place of one other at most.
 
     Raises:
       UsageError: when a class has fewer records than asked for.
@@ -196,9 +236,29 @@ def few_shot(source: Source, amount: int | float, seed: int) -> Subset:
             f'{amount} images a class were asked for; expected a positive number, and class '
             f'{source.class_names[least]!r} has {counts[least]}.'
         )
-    order = _shuffled_by_class(source, seed)
+    order = np.lexsort((_draws(source, 'few_shot', seed), source.labels))
     rank = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return _parts(source, order[rank < np.repeat(wanted, counts)])[1]
+
+
+def training_parts(source: Source, how: Mapping[str, Any]) -> tuple[Source, Source | None]:
+    """Return (images to train on, images held out or None) of a training split.
+
+    Args:
+      source: any source.
+      how: `held_out_list` or `held_out_fraction`, `few_shot_list` or `few_shot`, as in the configs' `data`, and `seed`.
+    """
+    held_out = None
+    if how['held_out_list']:
+        source, held_out = hold_out_listed(source, how['held_out_list'])
+    elif how['held_out_fraction']:
+        source, held_out = hold_out(source, how['held_out_fraction'], how['seed'])
+    amount = how['few_shot']
+    if how['few_shot_list']:
+        _, source = hold_out_listed(source, how['few_shot_list'])
+    elif amount:
+        source = few_shot(source, amount if amount < 1 else int(amount), how['seed'])
+    return source, held_out
 
 
 def some_classes(source: Source, names: Sequence[str]) -> Subset:
@@ -219,9 +279,55 @@ def some_classes(source: Source, names: Sequence[str]) -> Subset:
     return Subset(source, indices, tuple(names), new_labels)
 
 
-def _shuffled_by_class(source: Source, seed: int) -> np.ndarray:
-    """Return all indices, class after class, in random order inside a class."""
-    return np.lexsort((np.random.default_rng(seed).random(len(source)), source.labels))
+def relabelled(source: Source | None, names: Sequence[str]) -> Source | None:
+    """Return a view whose labels are the places of the classes in `names`, which holds at least those of the source."""
+    if source is None or tuple(source.class_names) == tuple(names):
+        return source
+    places = {name: place for place, name in enumerate(names)}
+    new_labels = np.array([places[name] for name in source.class_names], np.int32)
+    return Subset(source, np.arange(len(source), dtype=np.int32), tuple(names), new_labels)
+
+
+def digests(source: Source) -> np.ndarray:
+    """Return a hash of each record's name, uint64[N], the same wherever and however the data set is kept.
+
+    The name is the class and the last two parts of the path: a folder that is moved, or made into shards, keeps its
+    hashes. Records of tensorflow-datasets have no file names: their number in the split stands in.
+    """
+    if isinstance(source, Subset):
+        return digests(source.source)[source.indices]
+    return _digests(source)
+
+
+@functools.lru_cache(maxsize=4)  # A million names take seconds; the parts of a source ask again and again.
+def _digests(source: Source) -> np.ndarray:
+    found = np.empty(len(source), np.uint64)
+    # Labels of tensorflow-datasets stand in the records: none are read for a name.
+    numbered = len(source) > 0 and source.name(0).startswith(TFDS)
+    labels = None if numbered else source.labels.tolist()
+    for index in range(len(source)):
+        name = source.name(index)
+        if not numbered:
+            name = '/'.join((source.class_names[labels[index]], *name.rsplit('/', 2)[-2:]))
+        digest = hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()
+        found[index] = int.from_bytes(digest, 'little')
+    found.setflags(write=False)
+    return found
+
+
+def fingerprint(source: Source) -> str:
+    """Return a hash of the names of all records, whatever their order: two sources of the same images have the same."""
+    return hashlib.sha256(np.sort(digests(source)).astype('<u8').tobytes()).hexdigest()[:32]
+
+
+def _draws(source: Source, purpose: str, seed: int) -> np.ndarray:
+    """Return a number for each record, float64[N] in [0, 1), a function of its name, the purpose and the seed alone."""
+    salt = hashlib.blake2b(f'{purpose} {seed}'.encode(), digest_size=8).digest()
+    x = digests(source) ^ np.uint64(int.from_bytes(salt, 'little'))
+    # The finalizer of splitmix64: one bit of the salt changes half of the bits of every draw.
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
 
 
 def _parts(source: Source, selected: np.ndarray) -> tuple[Subset, Subset]:

@@ -1,13 +1,15 @@
 """Data sets of tensorflow-datasets, prepared as ArrayRecord and read without TensorFlow."""
 
 import functools
+import hashlib
 import logging
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets
+from etils import epath
 
-from fixres_jax.errors import RunError, UsageError, nearest
+from fixres_jax.core.errors import RunError, UsageError, nearest
 
 log = logging.getLogger('fixres_jax')
 
@@ -47,6 +49,14 @@ class Tfds:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def fingerprint(self) -> str:
+        """Return a hash of the data set's version, its classes, and the names and sizes of its files of records."""
+        info = _builder(self._name).info
+        paths = sorted(info.splits[self._split.partition('[')[0]].filepaths)
+        files = [(path.name, path.stat().length) for path in map(epath.Path, paths)]
+        facts = (info.full_name, self._split, len(self), self.class_names, files)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def name(self, index: int) -> str:
         return f'tfds:{self._name}/{self._split}[{index}]'

@@ -12,14 +12,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.data import pixels
-from fixres_jax.data.crops import BOXES
+from fixres_jax.data.crops import BOXES, TEST_RATIO, TrainCrop
 from fixres_jax.data.decoding import EncodedImage
 from fixres_jax.data.decoding import decode as decode
-from fixres_jax.errors import UsageError, nearest
 
 INTERPOLATIONS = tuple(pixels.RADII)
-TEST_RATIO = 256 / 224  # resize to this multiple of the crop at every test resolution: section 2 of the paper
+
+PAPERS_CROP = TrainCrop()
 
 AnyImage = Image.Image | EncodedImage | np.ndarray
 Transform = Callable[[AnyImage, np.random.Generator], np.ndarray]
@@ -66,17 +67,14 @@ class TrainTransform:
     """Crop at random, resize, flip and jitter; made by `make_train`."""
 
     resolution: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float]
+    crop: TrainCrop
     flip: bool
     jitter: float
-    crop: str
-    resize_ratio: float
     interpolation: str
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
-        if self.crop == 'resize':
-            side = resize_side(self.resolution, self.resize_ratio)
+        if self.crop.crop == 'resize':
+            side = resize_side(self.resolution, self.crop.resize_ratio)
             image = _resized(image, side, 'short', self.interpolation)
             left, top = (int(rng.integers(length - self.resolution + 1)) for length in reversed(image.shape))
             image = pixels.crop(image, left, top, self.resolution)
@@ -90,7 +88,7 @@ class TrainTransform:
 
     def _crop(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         image = image if isinstance(image, EncodedImage) else _as_image(image)
-        box = BOXES[self.crop](*image.size, self.scale, self.ratio, rng)
+        box = BOXES[self.crop.crop](*image.size, self.crop.scale, self.crop.ratio, rng)
         # A crop of its own, then resized: `resize(box=)` would look at pixels outside the crop.
         cropped = image.crop(box)
         return cropped if isinstance(image, EncodedImage) else pixels.of_image(cropped)
@@ -127,8 +125,9 @@ class ShiftedTransform:
         image = _resized(image, self.side, self.resize, self.interpolation)
         image = color_jitter(_flip(image, rng), self.jitter, rng)
         left, top = (_center(length, self.resolution) for length in reversed(image.shape))
-        if left > 0:
-            left += int(rng.integers(-left, left + 1))
+        excess = image.shape[1] - self.resolution
+        if excess > 0:  # every place inside the image is as likely
+            left = int(rng.integers(excess + 1))
         return pixels.to_rgb(pixels.crop(image, left, top, self.resolution))
 
 
@@ -147,38 +146,24 @@ def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> No
 
 def make_train(
     resolution: int,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    crop: TrainCrop = PAPERS_CROP,
     flip: bool = True,
     jitter: float = 0.3,
-    crop: str = 'torchvision',
-    resize_ratio: float = TEST_RATIO,
     interpolation: str = 'bilinear',
 ) -> TrainTransform:
     """Make the training transform.
 
     Args:
       resolution: side of the result in pixels.
-      scale: range of the crop's area as a fraction of the image's.
-      ratio: range of the crop's width / height.
+      crop: how the random crop is drawn: torchvision's RandomResizedCrop, TensorFlow's boxes, or Resize and RandomCrop.
       flip: mirror half of the images.
       jitter: strength of the changes in brightness, contrast and saturation; 0 for none.
-      crop: 'torchvision' (RandomResizedCrop), 'tensorflow' (sample_distorted_bounding_box) or 'resize'
-        (shorter side to `resize_ratio` times the resolution, then a random crop; `scale` and `ratio` are not
-        used).
-      resize_ratio: see `crop`.
       interpolation: 'bilinear' or 'bicubic', antialiased.
     """
-    if crop not in (*BOXES, 'resize'):
-        raise UsageError(
-            f'The crop is {crop!r}; expected {", ".join(BOXES)} or resize.{nearest(crop, (*BOXES, "resize"))}'
-        )
-    if not (0 < scale[0] <= scale[1] <= 1 and 0 < ratio[0] <= ratio[1]):
-        raise UsageError(f'The crop has scale {scale} and ratio {ratio}; expected (low, high), scale within (0, 1].')
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
-    _check(resolution, interpolation, resize_ratio)
-    return TrainTransform(resolution, tuple(scale), tuple(ratio), flip, jitter, crop, resize_ratio, interpolation)
+    _check(resolution, interpolation)
+    return TrainTransform(resolution, crop, flip, jitter, interpolation)
 
 
 def make_test(

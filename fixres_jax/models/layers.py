@@ -3,19 +3,15 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fixres_jax import trees
-from fixres_jax.errors import UsageError
-
-# torch's defaults, with which every released weight of the ResNet family was trained.
-BN_MOMENTUM = 0.1
-BN_EPSILON = 1e-5
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
 
 
 @jax.tree_util.register_static
@@ -25,7 +21,8 @@ class Mode:
 
     Attributes:
       batch_norm: regex, matched with `re.fullmatch` against the '/' paths of BatchNorm layers
-        ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages.
+        ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages; '' selects
+        none.
       dropout: whether dropout is active, in the architectures that have it.
       population: the layers that match take the batch's own mean and population variance (divided by n, not n - 1) as
         their running values instead of moving towards them: what an exact average over many batches is made of.
@@ -34,6 +31,11 @@ class Mode:
     batch_norm: str = ''
     dropout: bool = False
     population: bool = False
+
+    def selects(self, layer: str) -> bool:
+        """Say whether a BatchNorm layer, by its '/' path, runs on the statistics of the batch."""
+        # The path of a layer that is applied by itself is '', which the regex '' would match.
+        return bool(self.batch_norm and re.fullmatch(self.batch_norm, layer))
 
 
 EVAL = Mode()
@@ -79,13 +81,19 @@ def max_pool(x: jax.Array) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
+def symmetric(side: int) -> tuple[int, int]:
+    """Return torch's usual padding of an odd kernel: half of it on both ends."""
+    return side // 2, side // 2
+
+
 class Conv(nn.Module):
-    """Convolve without bias, with torch's explicit symmetric padding, in the dtype of the input.
+    """Convolve without bias, in the dtype of the input.
 
     Attributes:
       features: number of output channels.
-      kernel_size: pixels of the square kernel's side, odd; the padding is half of it on every side.
+      kernel_size: pixels of the square kernel's side, odd.
       stride: of both axes.
+      padding: function of the kernel's side -> pixels before and after each axis, such as `symmetric`.
       groups: of channels, as in ResNeXt.
     """
 
@@ -93,6 +101,7 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     groups: int = 1
+    padding: Callable[[int], tuple[int, int]] = dataclasses.field(kw_only=True)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -111,7 +120,7 @@ class Conv(nn.Module):
             x,
             kernel,
             window_strides=(self.stride, self.stride),
-            padding=((side // 2, side // 2), (side // 2, side // 2)),
+            padding=(self.padding(side), self.padding(side)),
             dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
             feature_group_count=self.groups,
         )
@@ -129,10 +138,14 @@ class BatchNorm(nn.Module):
 
     Attributes:
       group_size: number of images that share statistics; None for the whole batch.
+      epsilon: added to the variance.
+      momentum: share of the new value in the running averages, as torch counts it.
       zero_scale: start from a scale of zero instead of one.
     """
 
-    group_size: int | None = None
+    group_size: int | None
+    epsilon: float
+    momentum: float
     zero_scale: bool = False
 
     @nn.compact
@@ -145,7 +158,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
         per_channel = (1, 1, 1, 1, channels)
-        if re.fullmatch(mode.batch_norm, '/'.join(self.path)):
+        if mode.selects('/'.join(self.path)):
             size = self.group_size or batch
             groups = _group(x, size)
             mean, var = _statistics(groups)
@@ -153,12 +166,12 @@ class BatchNorm(nn.Module):
                 running_mean.value, running_var.value = (value.mean((0, 1, 2, 3)) for value in (mean, var))
             elif not self.is_initializing():
                 count = size * x.shape[1] * x.shape[2]
-                _move(running_mean, mean)
-                _move(running_var, var * (count / (count - 1)))
+                _move(running_mean, mean, self.momentum)
+                _move(running_var, var * (count / (count - 1)), self.momentum)
         else:
             groups = x[None].astype(jnp.float32)
             mean, var = running_mean.value.reshape(per_channel), running_var.value.reshape(per_channel)
-        factor = lax.rsqrt(var + BN_EPSILON) * scale.reshape(per_channel)
+        factor = lax.rsqrt(var + self.epsilon) * scale.reshape(per_channel)
         y = (groups - mean) * factor + bias.reshape(per_channel)
         return y.reshape(x.shape).astype(x.dtype)
 
@@ -169,7 +182,7 @@ def _group(x: jax.Array, size: int) -> jax.Array:
     if batch % size:
         raise UsageError(
             f'A batch of {batch} images is not a multiple of bn_group_size={size}. Set bn_group_size to a '
-            f'divisor of {batch}, or to None for one group, or the batch size to a multiple of {size}.'
+            f'divisor of {batch}, or to None for one group (0 in a config), or the batch size to a multiple of {size}.'
         )
     if size * height * width == 1:
         raise UsageError(
@@ -187,9 +200,9 @@ def _statistics(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
-def _move(running: nn.Variable, of_groups: jax.Array) -> None:
+def _move(running: nn.Variable, of_groups: jax.Array, momentum: float) -> None:
     """Move a running average towards the mean over the groups."""
-    running.value = (1 - BN_MOMENTUM) * running.value + BN_MOMENTUM * of_groups.mean((0, 1, 2, 3))
+    running.value = (1 - momentum) * running.value + momentum * of_groups.mean((0, 1, 2, 3))
 
 
 class Classifier(nn.Module):
@@ -202,7 +215,8 @@ class Classifier(nn.Module):
         inputs = x.shape[-1]
         kernel = self.param('kernel', _uniform, (inputs, self.num_classes), inputs)
         bias = self.param('bias', _uniform, (self.num_classes,), inputs)
-        return x.astype(jnp.float32) @ kernel + bias.reshape(1, -1)
+        # Without the precision an accelerator multiplies float32 in TF32 or bfloat16.
+        return jnp.matmul(x.astype(jnp.float32), kernel, precision='highest') + bias.reshape(1, -1)
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:

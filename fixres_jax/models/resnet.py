@@ -1,15 +1,20 @@
 """ResNet, wide ResNet and ResNeXt with torchvision's structure and names ('layer4/2/bn3')."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models import layers
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# torch's defaults, with which every released weight of the family was trained.
+BatchNorm = functools.partial(layers.BatchNorm, epsilon=1e-5, momentum=0.1)
+Conv = functools.partial(layers.Conv, padding=layers.symmetric)
+# What the backward pass may compute again instead of keeping it.
+REMAT = ('', 'block', 'stage')
 
 
 class Downsample(nn.Module):
@@ -21,8 +26,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        x = layers.Conv(self.features, 1, self.stride, name='0')(x)
-        return layers.BatchNorm(self.bn_group_size, name='1')(x, mode)
+        x = Conv(self.features, 1, self.stride, name='0')(x)
+        return BatchNorm(self.bn_group_size, name='1')(x, mode)
 
 
 class BasicBlock(nn.Module):
@@ -47,10 +52,10 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        y = layers.Conv(self.inner, 3, self.stride, self.groups, name='conv1')(x)
-        y = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(y, mode))
-        y = layers.Conv(self.planes, 3, groups=self.groups, name='conv2')(y)
-        y = layers.BatchNorm(self.bn_group_size, self.zero_init_residual, name='bn2')(y, mode)
+        y = Conv(self.inner, 3, self.stride, self.groups, name='conv1')(x)
+        y = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(y, mode))
+        y = Conv(self.planes, 3, groups=self.groups, name='conv2')(y)
+        y = BatchNorm(self.bn_group_size, zero_scale=self.zero_init_residual, name='bn2')(y, mode)
         if x.shape[-1] != self.planes:
             x = Downsample(self.planes, self.stride, self.bn_group_size, name='downsample')(x, mode)
         return nn.relu(x + y)
@@ -70,12 +75,12 @@ class Bottleneck(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
         features = self.planes * self.expansion
-        y = layers.Conv(self.inner, 1, name='conv1')(x)
-        y = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(y, mode))
-        y = layers.Conv(self.inner, 3, self.stride, self.groups, name='conv2')(y)
-        y = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn2')(y, mode))
-        y = layers.Conv(features, 1, name='conv3')(y)
-        y = layers.BatchNorm(self.bn_group_size, self.zero_init_residual, name='bn3')(y, mode)
+        y = Conv(self.inner, 1, name='conv1')(x)
+        y = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(y, mode))
+        y = Conv(self.inner, 3, self.stride, self.groups, name='conv2')(y)
+        y = nn.relu(BatchNorm(self.bn_group_size, name='bn2')(y, mode))
+        y = Conv(features, 1, name='conv3')(y)
+        y = BatchNorm(self.bn_group_size, zero_scale=self.zero_init_residual, name='bn3')(y, mode)
         if x.shape[-1] != features:
             x = Downsample(features, self.stride, self.bn_group_size, name='downsample')(x, mode)
         return nn.relu(x + y)
@@ -99,7 +104,7 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Classify images of any size from MIN_RESOLUTION up.
+    """Classify images of 32 pixels a side or more.
 
     Attributes:
       block: BasicBlock or Bottleneck.
@@ -119,15 +124,15 @@ class ResNet(nn.Module):
 
     block: type[nn.Module]
     depths: tuple[int, ...]
+    num_classes: int
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     groups: int = 1
     base_width: int = 64
-    num_classes: int = 1000
     dtype: Any = jnp.float32
     bn_group_size: int | None = 64
     zero_init_residual: bool = False
-    width: int = 64
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = IMAGENET_STD
     remat: str = ''
 
     @nn.compact
@@ -145,8 +150,8 @@ class ResNet(nn.Module):
           UsageError: when batch statistics are asked of a batch that `bn_group_size` does not divide.
         """
         x = layers.normalize(images, self.mean, self.std, self.dtype)
-        x = layers.Conv(self.width, 7, 2, name='conv1')(x)
-        x = nn.relu(layers.BatchNorm(self.bn_group_size, name='bn1')(x, mode))
+        x = Conv(self.width, 7, 2, name='conv1')(x)
+        x = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(x, mode))
         x = layers.max_pool(x)
         make_stage = nn.remat(Stage) if self.remat == 'stage' else Stage
         for i, depth in enumerate(self.depths):
@@ -164,3 +169,26 @@ class ResNet(nn.Module):
         embedding = x.astype(jnp.float32).mean((1, 2))
         logits = layers.Classifier(self.num_classes, name='fc')(embedding)
         return logits, {'features': x, 'embedding': embedding}
+
+
+def create_resnet(block: type[nn.Module], depths: tuple[int, ...], **options: Any) -> ResNet:
+    """Create a network of the family; raise UsageError for options that make none.
+
+    Args:
+      block: BasicBlock or Bottleneck.
+      depths: number of blocks of each of the four stages.
+      **options: the other attributes of `ResNet`.
+    """
+    model = ResNet(block, depths, **options)
+    for field in ('width', 'bn_group_size'):
+        value = getattr(model, field)
+        if value is not None and value < 1:
+            raise UsageError(f'{field}={value} makes no network: it is at least 1.')
+    if model.remat not in REMAT:
+        raise UsageError(f'remat={model.remat!r} is none of {REMAT}.{nearest(model.remat, REMAT)}')
+    if int(model.width * model.base_width / 64) < 1:
+        raise UsageError(
+            f'A network with groups of {model.base_width} channels has none left at width={model.width}: '
+            f'width is at least {-(-64 // model.base_width)}.'
+        )
+    return model

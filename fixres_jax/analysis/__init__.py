@@ -1,1 +1,0 @@
-"""What a run showed: studies of resolution, plots and reports."""

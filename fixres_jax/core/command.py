@@ -1,0 +1,59 @@
+"""How a command ends: an error in one line with its exit code, a closed pipe in silence."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from fixres_jax.core import disk
+from fixres_jax.core.errors import RunError, UsageError
+
+INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
+
+
+class Parser(argparse.ArgumentParser):
+    """Tell a wrong command line in one line, as every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f'{message}. See {self.prog} --help.')
+
+
+def run(function: Callable[..., int | None], *arguments: Any, interrupted: str = 'interrupted.') -> int:
+    """Call a command's function, and turn what ends it early into one line on the error stream.
+
+    Args:
+      function: does the work; returns None or an exit code.
+      *arguments: for it.
+      interrupted: the line after Ctrl-C.
+
+    Returns:
+      The exit code: what the function returned, 2 for wrong input, 1 for a failure, 130 after Ctrl-C.
+    """
+    try:
+        try:
+            return function(*arguments) or 0
+        finally:
+            sys.stdout.flush()  # Here, not when Python ends, where an error cannot be caught.
+    except UsageError as error:
+        return _say(error, 2)
+    except RunError as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        return _say(interrupted, INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read the output (`| head`) has enough. What is still to be written goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        reason = disk.reason(error)
+        if not reason:
+            raise
+        text = f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
+        return _say(f'Stopped: {reason} ({text}). Make room or mend the disk; then give the same command again.', 1)
+
+
+def _say(message: object, code: int) -> int:
+    print(f'fixres_jax: {message}', file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,40 @@
+"""Tables as cells of text, and the ways numbers are written in them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
+
+
+def accuracy(row: Mapping[str, Any], suffix: str = '') -> str:
+    """Write an accuracy with its interval, in percent.
+
+    >>> accuracy({'top1': 80.0, 'low': 78.5, 'high': 81.25})
+    '80.00 (78.50 to 81.25)'
+    """
+    return '{:.2f} ({:.2f} to {:.2f})'.format(*(row[f'{name}{suffix}'] for name in ('top1', 'low', 'high')))
+
+
+def difference(change: Mapping[str, float]) -> tuple[str, str]:
+    """Write a paired difference and its interval, in points, as two cells.
+
+    >>> difference({'difference': 1.5, 'low': -0.25, 'high': 3.0})
+    ('+1.50', '-0.25 to +3.00')
+    """
+    return f'{change["difference"]:+.2f}', f'{change["low"]:+.2f} to {change["high"]:+.2f}'
+
+
+def markdown(table: Table) -> str:
+    """Write a table in Markdown."""
+    header, rows = table
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (header, ('---',) * len(header), *rows))
+
+
+def plain(table: Table) -> str:
+    """Write a table as aligned lines for a terminal."""
+    header, rows = table
+    lines = [header, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return '\n'.join(
+        '  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

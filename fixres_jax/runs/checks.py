@@ -1,0 +1,64 @@
+"""Checks of a run that need its network or the number of its images; before anything is compiled or drawn."""
+
+from collections.abc import Mapping
+
+from fixres_jax import models
+from fixres_jax.core import trees
+from fixres_jax.core.errors import UsageError
+from fixres_jax.core.progress import log
+from fixres_jax.machines import processes
+from fixres_jax.models import Model
+from fixres_jax.training.optimization import Finetuning, Optimization, count_steps
+
+
+def layers(model: Model, optimizations: Mapping[str, Optimization]) -> None:
+    """Raise UsageError when the model lacks layers that are to be trained or adapted.
+
+    Args:
+      model: from `models.create`.
+      optimizations: section of the config -> what it trains.
+    """
+    shapes = model.shapes()
+    for section, how in optimizations.items():
+        for field, select in (
+            ('batch_norm', lambda regex: models.batch_norm_layers(shapes['batch_stats'], regex)),
+            ('trainable', lambda regex: trees.split(shapes['params'], regex)),
+        ):
+            try:
+                select(getattr(how, field))
+            except UsageError as error:
+                raise UsageError(f'{section}.{field}: {error}') from None
+
+
+def sgd_on_embeddings(model: Model, finetuning: Finetuning, task: str) -> None:
+    """Raise UsageError for a fine-tuning that SGD on embeddings cannot do: it trains the classifier alone, on one
+    embedding of each image."""
+    instead = 'task=finetune' if task == 'adapt' else 'adaptation=finetune'
+    params, whole = model.shapes()['params'], model.architecture.trainable
+    chosen, classifier = (
+        trees.flatten(trees.split(params, regex)[0]).keys() for regex in (finetuning.trainable, whole)
+    )
+    others = sorted(chosen ^ classifier)
+    if others:
+        raise UsageError(
+            f'finetune.trainable={finetuning.trainable!r} and the classifier differ by {", ".join(others[:3])} '
+            f'({len(others)} in all), and adapt.solver=sgd trains the classifier alone, on embeddings: set '
+            f'finetune.trainable={whole!r}, or {instead} to train through the network.'
+        )
+    if finetuning.augmentation != 'test':
+        raise UsageError(
+            f'finetune.augmentation={finetuning.augmentation!r} draws each image anew in each epoch, and '
+            'adapt.solver=sgd embeds it once: set finetune.augmentation=test, with adapt.copies for augmented copies, '
+            f'or {instead} to train through the network.'
+        )
+
+
+def warn_of_large_batch(o: Optimization, num_images: int) -> None:
+    """Say so when a batch is larger than the images that it is drawn from."""
+    if o.batch_size > num_images and processes.is_host0():
+        log.warning(
+            'Warning: %sbatch_size=%d is more than the %d training images: a batch holds each about %.1f times, and '
+            'the phase has %d steps. Give a smaller one, such as %d.',
+            *(o.PATH, o.batch_size, num_images, o.batch_size / num_images, count_steps(o, num_images)),
+            2 ** max(0, (num_images // 4).bit_length() - 1),
+        )

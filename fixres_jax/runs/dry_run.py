@@ -1,0 +1,163 @@
+"""Compile the steps of a config for devices that are not here, and say what they would take of each."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fixres_jax import models
+from fixres_jax.evaluation import evaluate
+from fixres_jax.machines import footprint, sharding
+from fixres_jax.machines.chips import Chip
+from fixres_jax.machines.runtime import Runtime
+from fixres_jax.runs import networks
+from fixres_jax.runs.run import default_resolutions
+from fixres_jax.runs.settings import Settings
+from fixres_jax.training import state, train
+from fixres_jax.training.optimization import Optimization
+
+STEPS = ('train', 'finetune', 'evaluate')
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """Hold a compiled step.
+
+    Attributes:
+      program: of the compiler.
+      trees: 'parameters' and 'optimizer', trees of shapes with shardings.
+      batch_size: global.
+      num_steps: steps of the whole config.
+      num_parts: passes through its inner loop.
+    """
+
+    program: Any
+    trees: dict[str, Any]
+    batch_size: int
+    num_steps: int
+    num_parts: int = 1
+
+
+class DryRun:
+    """Compile the steps of a config, one at a time.
+
+    Args:
+      s: the config.
+      devices: to compile for.
+      train_images, test_images: how many there are, for the number of steps.
+    """
+
+    def __init__(self, s: Settings, devices: list[jax.Device], *, train_images: int, test_images: int):
+        self._settings = s
+        self._runtime = Runtime(sharding.make_mesh(devices), s.sharding)
+        classes = tuple(f'class {number}' for number in range(s.model.num_classes or 1000))
+        about = networks.describe(s, {}, classes)
+        self.model_name = about['architecture']
+        self._model = networks.create(s, about, devices[0].platform)
+        held_out = round(s.data.held_out_fraction * train_images)
+        self._train_images, self._held_out, self._test_images = train_images - held_out, held_out, test_images
+        resolution, stride = about['train_resolution'], models.find(self.model_name).stride
+        # The paper's best size for a ResNet-50 of 224 is 288.
+        self.test_resolution = s.test.resolution or stride * round(288 / 224 * resolution / stride)
+        self.resolution = {'train': resolution, 'finetune': self.test_resolution, 'evaluate': self.test_resolution}
+
+    def compile(self, step: str) -> dict[str, Any]:
+        """Compile a step of `STEPS`; return its size, the number of its steps and its footprint."""
+        began = time.monotonic()
+        compile_step: Callable[[], Compiled] = {
+            'train': lambda: self._compile_training('train', self._settings.train),
+            'finetune': lambda: self._compile_training(
+                'finetune', networks.finetuning(self._settings, self.model_name)
+            ),
+            'evaluate': self._compile_evaluation,
+        }[step]
+        compiled = compile_step()
+        return {
+            'resolution': self.resolution[step],
+            'batch_size': compiled.batch_size,
+            'num_steps': compiled.num_steps,
+            'compile_seconds': time.monotonic() - began,
+            'footprint': footprint.measure(compiled.program, **compiled.trees, num_repeats=compiled.num_parts),
+        }
+
+    def _compile_training(self, step: str, how: Optimization) -> Compiled:
+        runtime = self._runtime
+        sharding.check_batch_size(how.batch_size, runtime.mesh, f'{how.PATH}batch_size', how.accumulate_steps)
+        model = self._model if step == 'train' else train.regroup(self._model, how, step)
+        num_steps, tx, _, step_fn = train.prepare(model, how, self._train_images, runtime)
+        blank = state.abstract(model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+        batch = self._batch(how.batch_size, self.resolution[step])
+        program = step_fn.lower(blank, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
+        trees = {'parameters': blank.variables, 'optimizer': blank.opt_state}
+        return Compiled(program, trees, how.batch_size, num_steps if how.epochs else 0, how.accumulate_steps)
+
+    def _compile_evaluation(self) -> Compiled:
+        runtime = self._runtime
+        shapes = self._model.shapes()
+        variables = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            shapes,
+            sharding.place(shapes, runtime.mesh, runtime.layout),
+        )
+        batch_size = sharding.round_up(self._settings.test.batch_size, runtime.mesh)
+        batch = self._batch(batch_size, self.test_resolution)
+        step_fn = evaluate.make_eval_step(self._model, runtime.mesh)
+        program = step_fn.lower(variables, batch['image'], batch['label']).compile()
+        return Compiled(program, {'parameters': variables}, batch_size, self._evaluation_steps(batch_size))
+
+    def _evaluation_steps(self, batch_size: int) -> int:
+        """Return the batches at the test resolution that cost what the sweep and the evaluation do."""
+        least = self._model.architecture.min_resolution
+        sizes = self._settings.test.resolutions or default_resolutions(self.resolution['train'], None, least)
+        pixels = sum((size / self.test_resolution) ** 2 for size in sizes)
+        return round(pixels * (self._held_out + 2 * self._test_images) / batch_size)
+
+    def _batch(self, batch_size: int, resolution: int) -> dict[str, jax.ShapeDtypeStruct]:
+        place = sharding.by_example(self._runtime.mesh)
+        return {
+            'image': jax.ShapeDtypeStruct((batch_size, resolution, resolution, 3), jnp.uint8, sharding=place),
+            'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=place),
+        }
+
+
+def report(
+    step: str, result: dict[str, Any], devices: list[jax.Device], chip: Chip | None, devices_per_chip: int
+) -> dict[str, Any]:
+    """Add to a compiled step's figures whether it fits and how long it takes; plain values for JSON."""
+    found = result.pop('footprint')
+    value = {'step': step, **result, **dataclasses.asdict(found)}
+    if chip is not None:
+        value['fits'] = found.memory <= chip.memory / devices_per_chip
+        times = footprint.seconds(found, chip, len(devices) // devices_per_chip, devices_per_chip=devices_per_chip)
+        value['seconds'] = times
+        value['images_per_second'] = result['batch_size'] / times['step']
+        value['hours'] = result['num_steps'] * times['step'] / 3600
+    return value
+
+
+def describe(value: dict[str, Any], chip: Chip | None) -> str:
+    """Return a step's figures as lines for people."""
+    gb, mb = 1e9, 1e6
+    size = f'{value["parameters"] / gb:.2f} GB parameters, {value["optimizer"] / gb:.2f} GB optimizer, '
+    size += f'{value["temporary"] / gb:.2f} GB temporary; {value["memory"] / gb:.2f} GB in all'
+    if chip is not None:
+        size += f' of {chip.memory / gb:.0f} GB: {"fits" if value["fits"] else "DOES NOT FIT"}'
+    kinds = [f'{e["count"]} {kind} ({e["bytes"] / mb:.1f} MB)' for kind, e in sorted(value['collectives'].items())]
+    lines = [
+        f'{value["step"]}: {value["resolution"]} pixels, global batch {value["batch_size"]}, '
+        f'compiled in {value["compile_seconds"]:.0f} s',
+        f'  memory of a device: {size}',
+        f'  work of a device: {value["flops"] / 1e12:.3f} TFLOP, {value["bytes_accessed"] / gb:.2f} GB moved in memory',
+        f'  between devices: {", ".join(kinds) or "nothing"}',
+    ]
+    if chip is not None:
+        parts = value['seconds']
+        lines.append(
+            f'  at best: {1e3 * parts["step"]:.1f} ms a step (computing {1e3 * parts["compute"]:.1f}, memory '
+            f'{1e3 * parts["memory"]:.1f}, links {1e3 * parts["links"]:.1f}), '
+            f'{value["images_per_second"]:,.0f} images/s, {value["num_steps"]:,} steps in {value["hours"]:.2f} h'
+        )
+    return '\n'.join(lines)

@@ -1,0 +1,331 @@
+"""The phases of a run, each a function of the run and of the results of the phases before it."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from fixres_jax import studies
+from fixres_jax.adaptation import adapt
+from fixres_jax.core import files
+from fixres_jax.core.errors import UsageError
+from fixres_jax.core.progress import log
+from fixres_jax.data import sources, transforms
+from fixres_jax.data.crops import TestCrop, TrainCrop
+from fixres_jax.data.sources import Source
+from fixres_jax.data.transforms import Transform
+from fixres_jax.evaluation import evaluate, outputs
+from fixres_jax.machines import processes
+from fixres_jax.report import environment, html, report
+from fixres_jax.runs.run import Run
+from fixres_jax.runs.tasks import ADAPTATIONS
+from fixres_jax.studies import STUDIES, Pair, Subject
+from fixres_jax.training import train
+from fixres_jax.weights import network
+from fixres_jax.weights.network import Network
+
+Results = Mapping[str, dict[str, Any]]  # phase -> what it left as <phase>.json
+
+
+def train_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Train at the training resolution; nothing to do for a network that comes trained (epochs=0)."""
+    s = run.settings
+    if not s.train.epochs:
+        network.save(run.workdir / 'train', run.start)
+        run.networks['train'] = run.start.placed(run.runtime)
+        return {'num_steps': 0, 'images_seen': 0, 'images': 0}
+    run.networks['train'], info = train.run(
+        run.start,
+        run.images.train,
+        train_transform(run),
+        s.train,
+        runtime=run.runtime,
+        writing=run.writing('train'),
+        seed=s.seed,
+        title='train',
+    )
+    return info | {'images': len(run.images.train)}
+
+
+def train_transform(run: Run) -> Transform:
+    """Return the transform of training images."""
+    how = run.settings.train
+    return transforms.make_train(
+        run.train_resolution,
+        TrainCrop(how.crop, how.scale, how.ratio),
+        flip=how.flip,
+        jitter=how.jitter,
+        interpolation=how.interpolation,
+    )
+
+
+def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Choose the test resolution on images held out from training, or take the one given."""
+    given = run.settings.test.resolution
+    if given:
+        log.info('Test resolution %d: given by the config.', given)
+        return {'test_resolution': given, 'chosen_on': 'given'}
+    if run.settings.adaptation == 'one_pass':
+        result = _adapted_sweep(run)
+    else:
+        held_out = run.test_transforms(run.resolutions)
+        networks = {'before': run.network('train')}
+        result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
+    chosen = choose_resolution(result, run.train_resolution)
+    where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
+    log.info('Test resolution %d: the best on %d %s.', chosen, result['count'], where)
+    return result | {'test_resolution': chosen, 'chosen_on': where}
+
+
+def _adapted_sweep(run: Run) -> dict[str, Any]:
+    """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
+    source = _compared(run)
+    adapted = adapt.adapt(
+        run.network('train'),
+        dataclasses.replace(run.images, train=source),
+        run.test_transforms(run.resolutions),
+        dataclasses.replace(run.adaptation, copies=0),
+        run.feed('sweep'),
+        seed=run.settings.seed,
+        directory=run.workdir / 'embeddings',
+    )
+    points, changed = [], {}
+    for resolution, (result, record) in adapted.items():
+        for name in ('before', 'after'):
+            points.append({'network': name, 'resolution': resolution} | record[name])
+        leaves = result.adapted_leaves(run.adaptation.batch_norm)
+        changed |= {f'{resolution}/{name}': np.asarray(leaf) for name, leaf in leaves.items()}
+    if processes.is_host0():
+        files.write_arrays(run.workdir / 'sweep.npz', changed)
+    records = {str(resolution): record for resolution, (_, record) in adapted.items()}
+    return {'count': len(run.images.held_out), 'points': points, 'images_used': len(source), 'adaptations': records} | {
+        'images_seen': sum(record['images_seen'] for record in records.values())
+    }
+
+
+def _compared(run: Run) -> Source:
+    """Return as many training images as adaptations that only compare may cost."""
+    return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
+
+
+def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
+    """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
+
+    After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
+    """
+    last = result['points'][-1]['network']
+    points = [p for p in result['points'] if p['resolution'] >= train_resolution and p['network'] == last]
+    return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
+
+
+def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int, Network]:
+    """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
+    leaves: dict[int, dict[str, Any]] = {}
+    for name, leaf in files.read_arrays(workdir / 'sweep.npz').items():
+        resolution, _, name = name.partition('/')
+        leaves.setdefault(int(resolution), {})[name] = run.runtime.place(leaf)
+    return {resolution: before.replaced(new) for resolution, new in leaves.items()}
+
+
+def _test_resolution(run: Run, results: Results) -> int:
+    return run.settings.test.resolution or results['sweep']['test_resolution']
+
+
+def _trained(run: Run, results: Results) -> Network:
+    """Return the network to adapt: the one that this run has trained, or the given one."""
+    return run.network('train') if 'train' in results else run.start.placed(run.runtime)
+
+
+def adapt_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Adapt to the test resolution in one pass over the training images."""
+    resolution = _test_resolution(run, results)
+    adapted = adapt.adapt(
+        _trained(run, results),
+        run.images,
+        run.test_transforms((resolution,)),
+        run.adaptation,
+        run.feed('adapt'),
+        seed=run.settings.seed,
+        directory=run.workdir / 'embeddings',
+        augment=transforms.make_finetune(resolution, augmentation='v2', **run.resizing),
+    )
+    result, record = adapted[resolution]
+    result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
+    directory = run.workdir / 'adapt'
+    if processes.is_host0() and directory.exists():  # of a run that was stopped before it wrote adapt.json
+        directory.rmtree()
+    network.save(directory, result)
+    run.networks['adapt'] = result
+    return record | {'test_resolution': resolution}
+
+
+def finetune_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Fine-tune the last BatchNorm's statistics and the classifier at the test resolution."""
+    resolution = _test_resolution(run, results)
+    start = _trained(run, results)
+    model = train.regroup(start.model, run.finetuning, 'finetune')
+    augmentation = run.finetuning.augmentation
+    result, info = train.run(
+        dataclasses.replace(start, model=model, about=run.adapted_about | {'test_resolution': resolution}),
+        run.images.train,
+        transforms.make_finetune(resolution, augmentation=augmentation, **run.resizing),
+        run.finetuning,
+        runtime=run.runtime,
+        writing=run.writing('finetune'),
+        seed=run.settings.seed + 1,  # other batches than training saw
+        title='finetune',
+    )
+    run.networks['finetune'] = dataclasses.replace(result, model=run.start.model)
+    return info | {'test_resolution': resolution}
+
+
+def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Evaluate on the test split: the recipe's networks, or the one that was given."""
+    own, resolutions = {}, run.resolutions
+    if 'train' in results:
+        networks = {'before': run.network('train'), 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
+        own = _adapted_in_sweep(run, run.workdir, networks['before'])
+        chosen = results['sweep']['test_resolution']
+        resolutions = tuple(sorted({*resolutions, run.train_resolution, chosen}))
+    else:
+        networks = {'given': run.start.placed(run.runtime)}
+    result = evaluate.evaluate(
+        networks, run.images.test, run.test_transforms(resolutions), run.feed('evaluate'), own, run.present
+    )
+    for point in result['points']:
+        log.info(
+            '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
+            *(point[name] for name in ('network', 'resolution', 'top1', 'low', 'high', 'top5', 'count')),
+        )
+        if run.present is not None:
+            log.info(
+                "  among the data's %d classes alone: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%.",
+                len(run.present),
+                *(point[f'{name}_among_present'] for name in ('top1', 'low', 'high', 'top5')),
+            )
+    if run.present is not None:
+        result['present'] = [run.images.test.class_names[label] for label in run.present]
+    return result
+
+
+def extract_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Write labels, softmax, embeddings and names of a split in its order."""
+    how, resolution = run.settings.extract, run.settings.test.resolution
+    resolution = resolution or run.given.get('test_resolution') or run.train_resolution
+    splits = {name: source for name, source in vars(run.images).items() if source is not None}
+    if how.split not in splits:
+        raise UsageError(f'extract.split={how.split!r} is not one of {", ".join(splits)}.')
+    log.info('Extraction of the %s images at %d.', how.split, resolution)
+    result = outputs.extract(
+        run.start.placed(run.runtime),
+        splits[how.split],
+        run.test_transforms((resolution,))[resolution],
+        run.feed('extract'),
+        directory=run.workdir / 'extracted',
+        flip=how.flip,
+    )
+    return result | {'split': how.split, 'resolution': resolution, 'flip': how.flip}
+
+
+def studies_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Make the studies that a recipe's report shows."""
+    subject = _subject(run, run.workdir)
+    names = [name for name, study in STUDIES.items() if study.in_report]
+    for name in names:
+        log.info('Study %s begins.', name)
+        studies.make(run.workdir, name, dataclasses.replace(subject, epochs=0.0))
+    return {'studies': names}
+
+
+def analyze_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Make the study that the config names."""
+    name = run.settings.study
+    log.info('Study %s begins.', name)
+    workdir = epath.Path(run.settings.init_from) if STUDIES[name].needs_networks else None
+    studies.make(run.workdir, name, _subject(run, workdir))
+    return {'study': name}
+
+
+def _subject(run: Run, workdir: epath.Path | None) -> Subject:
+    """Return what studies may look at, with the networks of the recipe in a workdir if one is given."""
+    s = run.settings
+    train_crop = TrainCrop(run.start.about['crop'], s.train.scale, s.train.ratio)
+    test_crop = TestCrop(1.0, 'long')
+    if s.test.crop:
+        test_crop = TestCrop(run.start.about['resize_ratio'], run.start.about['resize'])
+    return Subject(
+        networks=pair_of(run, workdir) if workdir is not None else None,
+        train=_compared(run),
+        held_out=run.images.held_out,
+        test=run.images.test,
+        train_resolution=run.train_resolution,
+        resolutions=run.resolutions,
+        train_crop=train_crop,
+        test_crop=test_crop,
+        test_transforms=run.test_transforms,
+        adaptation=run.adaptation,
+        finetuning=run.finetuning,
+        feed=run.feed('study'),
+        seed=s.seed,
+        images=s.analyze.images,
+        epochs=s.analyze.epochs,
+        runs=_reports(s.analyze.runs),
+        writing=run.writing('ablation'),
+    )
+
+
+def pair_of(run: Run, workdir: epath.Path) -> Pair:
+    """Return the networks that a recipe has left in a workdir, its own or another.
+
+    Raises:
+      UsageError: when there is no trained or no adapted one.
+    """
+    found = [name for name in ('train', *ADAPTATIONS.values()) if (workdir / name / 'fixres.json').exists()]
+    if len(found) < 2 or found[0] != 'train':
+        raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
+    other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
+    before, after = other.network('train'), other.network(found[1])
+    return Pair(before, after, after.about['test_resolution'], _adapted_in_sweep(run, workdir, before))
+
+
+def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Return workdir -> its report.json."""
+    reports = {}
+    for run in runs:
+        path = epath.Path(run) / 'report.json'
+        if not path.exists():
+            raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
+        reports[run] = json.loads(path.read_text())
+    return reports
+
+
+def report_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Write report.json, report.md, report.html and the plots, on host 0."""
+    if processes.is_host0():
+        value = report.build(
+            results,
+            train_resolution=run.train_resolution,
+            config=files.read_json(run.workdir / 'config.json'),
+            environment=environment.describe(),
+        )
+        report.write(run.workdir, value)
+        files.write(run.workdir / 'report.html', html.page(run.workdir, value))
+        log.info('\n%s', report.summary(value))
+        log.info('The report is in %s.', run.workdir / 'report.md')
+    return {}
+
+
+PHASES: dict[str, Callable[[Run, Results], dict[str, Any]]] = {
+    'train': train_phase,
+    'sweep': sweep_phase,
+    'adapt': adapt_phase,
+    'finetune': finetune_phase,
+    'evaluate': evaluate_phase,
+    'studies': studies_phase,
+    'report': report_phase,
+    'extract': extract_phase,
+    'analyze': analyze_phase,
+}

@@ -1,0 +1,159 @@
+"""A whole run of training: from scratch or from a network, from the beginning or from the last checkpoint."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+from etils import epath
+
+from fixres_jax import models
+from fixres_jax.core.progress import log
+from fixres_jax.data import pipeline
+from fixres_jax.data.sources import Source
+from fixres_jax.data.transforms import Transform
+from fixres_jax.machines import processes, sharding
+from fixres_jax.machines.runtime import Runtime
+from fixres_jax.models import Mode, Model
+from fixres_jax.training import loop, metrics_log, state
+from fixres_jax.training.optimization import Optimization, describe, make_optimizer
+from fixres_jax.training.step import TrainStep, make_train_step
+from fixres_jax.weights.checkpoint import Checkpoints, write_metadata
+from fixres_jax.weights.network import Network
+
+
+@dataclasses.dataclass(frozen=True)
+class Writing:
+    """Say where a run writes, and how often.
+
+    Attributes:
+      directory: gets checkpoints/, metrics.jsonl, tensorboard/ and fixres.json.
+      log_every_steps: steps averaged into one line of the log.
+      checkpoint_every_steps: steps between two checkpoints; 0 for one per pass over the images.
+      keep_checkpoints: newest checkpoints kept.
+      restore_step: checkpoint to go on from, instead of the last one; 0 for the last.
+    """
+
+    directory: epath.Path
+    log_every_steps: int
+    checkpoint_every_steps: int
+    keep_checkpoints: int
+    restore_step: int
+
+
+def regroup(model: Model, how: Optimization, title: str) -> Model:
+    """Return the model with the largest BatchNorm groups that divide a batch, for a phase that trains few layers."""
+    given = model.module.bn_group_size
+    size = how.largest_group(given)
+    if size == given:
+        return model
+    log.info(
+        '%s: BatchNorm groups of %d images, not model.bn_group_size=%d, which does not divide the batch of %d.',
+        *(title, size, given, how.batch_size // how.accumulate_steps),
+    )
+    return model.clone(bn_group_size=size)
+
+
+def prepare(
+    model: Model, how: Optimization, num_images: int, runtime: Runtime
+) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
+    """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
+    num_steps, tx, schedule = make_optimizer(how, num_images)
+    step_fn = make_train_step(
+        model,
+        tx,
+        how.trainable,
+        Mode(how.batch_norm, dropout=True),
+        mesh=runtime.mesh,
+        layout=runtime.layout,
+        accumulate_steps=how.accumulate_steps,
+        label_smoothing=how.label_smoothing,
+    )
+    return num_steps, tx, schedule, step_fn
+
+
+def run(
+    network: Network,
+    source: Source,
+    transform: Transform,
+    how: Optimization,
+    *,
+    runtime: Runtime,
+    writing: Writing,
+    seed: int,
+    title: str,
+) -> tuple[Network, dict[str, Any]]:
+    """Train a network on a source, going on where an earlier run in the same directory stood.
+
+    Args:
+      network: where to begin; one without variables begins with random ones, drawn from the seed.
+      source: labelled images.
+      transform: from `data.transforms`.
+      how: length, optimizer and what trains.
+      runtime: where.
+      writing: where to and how often it writes.
+      seed: of the variables, the order of the images, and the augmentation.
+      title: what the progress bar says.
+
+    Returns:
+      The trained network on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
+    """
+    sharding.check_batch_size(how.batch_size, runtime.mesh, f'{title}.batch_size', how.accumulate_steps)
+    num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
+    blank = state.abstract(network.model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+    models.batch_norm_layers(blank.batch_stats, how.batch_norm)
+    pace = loop.Pace(
+        title=title,
+        num_steps=num_steps,
+        batch_size=how.batch_size,
+        log_every_steps=writing.log_every_steps,
+        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
+        schedule=schedule,
+    )
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
+        goes_on = bool(processes.from_host0(checkpoints.steps))
+        first = checkpoints.find(writing.restore_step or None) if goes_on else 0
+        batches = pipeline.train_batches(
+            source,
+            transform,
+            runtime.readers,
+            batch_size=how.batch_size,
+            seed=seed,
+            start_step=first,
+            num_steps=num_steps,
+            repeats=how.repeats,
+        )
+        stack.enter_context(contextlib.closing(batches))  # They are read while the state is restored or drawn.
+        # 1. The run's own last checkpoint, 2. the network given, 3. random variables.
+        if goes_on:
+            start = state.from_items(checkpoints.restore(blank.items, first))
+            log.info('%s goes on from step %d of %d.', title, first, num_steps)
+        else:
+            log.info('%s: %s', title, describe(how, len(source)))
+            start = state.create(
+                network.model,
+                tx,
+                how.trainable,
+                key=jax.random.key(seed),
+                mesh=runtime.mesh,
+                layout=runtime.layout,
+                variables=network.variables,
+            )
+        write_metadata(writing.directory, dict(network.about))
+        end = loop.fit(
+            start,
+            step_fn,
+            batches,
+            pace,
+            key=jax.random.key(seed),
+            mesh=runtime.mesh,
+            directory=writing.directory,
+            checkpoints=checkpoints,
+        )
+    return dataclasses.replace(network, variables=end.variables), {
+        'num_steps': num_steps,
+        'images_seen': num_steps * how.batch_size,
+        'earlier_seconds': metrics_log.seconds_until(writing.directory / 'metrics.jsonl', first),
+    }

@@ -1,0 +1,184 @@
+"""Weights that others have released for these architectures: how they were trained, and how they are best tested.
+
+The accuracies are the publishers' own, on ImageNet's validation set under the test transform given.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from fixres_jax.core.errors import UsageError, nearest
+
+TORCHVISION = 'torchvision 0.28, meta of the weights'
+TIMM = 'timm, results/results-imagenet.csv of August 2026'
+SWSL = 'README of facebookresearch/semi-supervised-ImageNet1K-models'
+FIXRES = 'README of facebookresearch/FixRes'
+WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """Describe one file of weights.
+
+    Attributes:
+      name: collection/model.variant; timm's are the repository names on Hugging Face.
+      architecture: a key of `models.MODELS`.
+      file: name under which it is published.
+      top1: published ImageNet top-1, percent.
+      source: where `top1` is published.
+      train_resolution: pixels of the last stage of training on ImageNet, before any adaptation.
+      test_resolution: pixels of the recommended test crop.
+      resize_ratio: resized side over test crop.
+      resize: side that is resized: 'short', or 'height' as the FixRes code does.
+      interpolation: of the test transform.
+    """
+
+    name: str
+    architecture: str
+    file: str
+    top1: float
+    source: str
+    train_resolution: int = 224
+    test_resolution: int = 224
+    resize_ratio: float = 256 / 224
+    resize: str = 'short'
+    interpolation: str = 'bilinear'
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what an evaluation needs to know."""
+        names = ('train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation')
+        return {'release': self.name} | {name: getattr(self, name) for name in names}
+
+
+def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: Any) -> tuple[Release, ...]:
+    return tuple(Release(*row, source, **common) for row in rows)
+
+
+# In timm 1.0.31 resnetaa50, resnetblur18 and resnetblur50: names and shapes of all its models' arrays were compared
+# with ours, and where they are equal the modules.
+LOOK_ALIKES = re.compile(r'(?<![a-z])(res(?:net|next))(?:aa|blur)([0-9]+)(?![0-9a-z])')
+GENERIC_STEMS = ('model', 'pytorch_model')
+
+RELEASES = (
+    *_collection(TORCHVISION, [
+        ('torchvision/resnet18.v1', 'resnet18', 'resnet18-f37072fd.pth', 69.758),
+        ('torchvision/resnet34.v1', 'resnet34', 'resnet34-b627a593.pth', 73.314),
+        ('torchvision/resnet50.v1', 'resnet50', 'resnet50-0676ba61.pth', 76.130),
+        ('torchvision/resnet101.v1', 'resnet101', 'resnet101-63fe2227.pth', 77.374),
+        ('torchvision/resnet152.v1', 'resnet152', 'resnet152-394f9c45.pth', 78.312),
+        ('torchvision/wide_resnet50_2.v1', 'wide_resnet50_2', 'wide_resnet50_2-95faca4d.pth', 78.468),
+        ('torchvision/wide_resnet101_2.v1', 'wide_resnet101_2', 'wide_resnet101_2-32ee1156.pth', 78.848),
+        ('torchvision/resnext50_32x4d.v1', 'resnext50_32x4d', 'resnext50_32x4d-7cdf4587.pth', 77.618),
+        ('torchvision/resnext101_32x8d.v1', 'resnext101_32x8d', 'resnext101_32x8d-8ba56ff5.pth', 79.312),
+    ]),
+    # Trained at 176: https://github.com/pytorch/vision/issues/3995, and pull request 5935 for the 64x4d.
+    *_collection(TORCHVISION, [
+        ('torchvision/resnet50.v2', 'resnet50', 'resnet50-11ad3fa6.pth', 80.858),
+        ('torchvision/resnet101.v2', 'resnet101', 'resnet101-cd907fc2.pth', 81.886),
+        ('torchvision/resnet152.v2', 'resnet152', 'resnet152-f82ba261.pth', 82.284),
+        ('torchvision/wide_resnet50_2.v2', 'wide_resnet50_2', 'wide_resnet50_2-9ba9bcbe.pth', 81.602),
+        ('torchvision/wide_resnet101_2.v2', 'wide_resnet101_2', 'wide_resnet101_2-d733dc28.pth', 82.510),
+        ('torchvision/resnext50_32x4d.v2', 'resnext50_32x4d', 'resnext50_32x4d-1a0047aa.pth', 81.198),
+        ('torchvision/resnext101_32x8d.v2', 'resnext101_32x8d', 'resnext101_32x8d-110c445d.pth', 82.834),
+        ('torchvision/resnext101_64x4d.v1', 'resnext101_64x4d', 'resnext101_64x4d-173b62eb.pth', 83.246),
+    ], train_resolution=176, resize_ratio=232 / 224),
+    *_collection(TIMM, [
+        ('timm/resnet18.a1_in1k', 'resnet18', 'resnet18_a1_0-d63eafa0.pth', 73.164),
+        ('timm/resnet18.a2_in1k', 'resnet18', 'resnet18_a2_0-b61bd467.pth', 72.364),
+        ('timm/resnet34.a1_in1k', 'resnet34', 'resnet34_a1_0-46f8f793.pth', 77.930),
+        ('timm/resnet34.a2_in1k', 'resnet34', 'resnet34_a2_0-82d47d71.pth', 77.150),
+        ('timm/resnet50.a1_in1k', 'resnet50', 'resnet50_a1_0-14fe96d1.pth', 81.240),
+        ('timm/resnet50.a2_in1k', 'resnet50', 'resnet50_a2_0-a2746f79.pth', 80.774),
+        ('timm/resnet101.a1_in1k', 'resnet101', 'resnet101_a1_0-cdcb52a9.pth', 82.326),
+        ('timm/resnet101.a2_in1k', 'resnet101', 'resnet101_a2_0-6edb36c7.pth', 82.218),
+        ('timm/resnet152.a1_in1k', 'resnet152', 'resnet152_a1_0-2eee8a7a.pth', 82.742),
+        ('timm/resnet152.a2_in1k', 'resnet152', 'resnet152_a2_0-b4c6978f.pth', 82.614),
+        ('timm/resnext50_32x4d.a1_in1k', 'resnext50_32x4d', 'resnext50_32x4d_a1_0-b5a91a1d.pth', 81.480),
+        ('timm/resnext50_32x4d.a2_in1k', 'resnext50_32x4d', 'resnext50_32x4d_a2_0-efc76add.pth', 81.304),
+    ], test_resolution=288, resize_ratio=1.0, interpolation='bicubic'),
+    *_collection(TIMM, [
+        ('timm/resnet18.a3_in1k', 'resnet18', 'resnet18_a3_0-40c531c8.pth', 68.250),
+        ('timm/resnet34.a3_in1k', 'resnet34', 'resnet34_a3_0-a20cabb6.pth', 72.996),
+        ('timm/resnet50.a3_in1k', 'resnet50', 'resnet50_a3_0-59cae1ef.pth', 78.052),
+        ('timm/resnet101.a3_in1k', 'resnet101', 'resnet101_a3_0-1db14157.pth', 79.836),
+        ('timm/resnet152.a3_in1k', 'resnet152', 'resnet152_a3_0-134d4688.pth', 80.548),
+        ('timm/resnext50_32x4d.a3_in1k', 'resnext50_32x4d', 'resnext50_32x4d_a3_0-3e450271.pth', 79.258),
+    ], train_resolution=160, resize_ratio=1 / 0.95, interpolation='bicubic'),
+    # Instagram hashtags, then ImageNet; 48d is no longer among timm's.
+    *_collection(TIMM, [
+        ('wsl/resnext101_32x8d', 'resnext101_32x8d', 'ig_resnext101_32x8-c38310e5.pth', 82.720),
+        ('wsl/resnext101_32x16d', 'resnext101_32x16d', 'ig_resnext101_32x16-c6f796b0.pth', 84.166),
+        ('wsl/resnext101_32x32d', 'resnext101_32x32d', 'ig_resnext101_32x32-e4b90b00.pth', 85.090),
+    ]),
+    *_collection(WSL_PAPER, [
+        ('wsl/resnext101_32x48d', 'resnext101_32x48d', 'ig_resnext101_32x48-3e41cc8a.pth', 85.4),
+    ]),
+    *_collection(SWSL, [
+        ('swsl/resnet18', 'resnet18', 'semi_weakly_supervised_resnet18-118f1556.pth', 73.4),
+        ('swsl/resnet50', 'resnet50', 'semi_weakly_supervised_resnet50-16a12f1b.pth', 81.2),
+        ('swsl/resnext50_32x4d', 'resnext50_32x4d',
+         'semi_weakly_supervised_resnext50_32x4-72679e44.pth', 82.2),
+        ('swsl/resnext101_32x4d', 'resnext101_32x4d',
+         'semi_weakly_supervised_resnext101_32x4-3f87e46b.pth', 83.4),
+        ('swsl/resnext101_32x8d', 'resnext101_32x8d',
+         'semi_weakly_supervised_resnext101_32x8-b4712904.pth', 84.3),
+        ('swsl/resnext101_32x16d', 'resnext101_32x16d',
+         'semi_weakly_supervised_resnext101_32x16-f3559a9c.pth', 84.8),
+    ]),
+    # The FixRes code resizes the height; under the standard transform these score about 0.35 lower (its issue 4).
+    *_collection(FIXRES, [
+        ('fixres/resnet50_no_adaptation', 'resnet50', 'ResNet_no_adaptation.pth', 77.0),
+    ], resize='height'),
+    *_collection(FIXRES, [
+        ('fixres/resnet50', 'resnet50', 'ResNetFinetune.pth', 79.0),
+        ('fixres/resnet50_v2', 'resnet50', 'ResNet50_v2.pth', 79.1),
+    ], resize='height', test_resolution=384),
+    *_collection(FIXRES, [
+        ('fixres/resnet50_cutmix', 'resnet50', 'ResNetCutMix.pth', 79.7),
+        ('fixres/resnet50_cutmix_v2', 'resnet50', 'ResNet50_CutMix_v2.pth', 79.8),
+        ('fixres/resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 86.3),
+        ('fixres/resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 86.4),
+    ], resize='height', test_resolution=320),
+)  # fmt: skip
+
+
+def find(name: str, path: str) -> Release | None:
+    """Return the release of a name, or without one that whose published file name a path has, or None."""
+    if not name:
+        return next((release for release in RELEASES if release.file == Path(path).name), None)
+    known = {release.name: release for release in RELEASES}
+    if name not in known:
+        raise UsageError(f'There is no release {name!r}.{nearest(name, known)} --list prints all.')
+    return known[name]
+
+
+def refuse_look_alike(text: str) -> None:
+    """Refuse a network that has the arrays of one of ours and computes something else.
+
+    Args:
+      text: what names it: an architecture, a release or the path of a file. Of a path its last part counts, and
+        before the file names that Hugging Face gives to all networks the folders too.
+
+    Raises:
+      UsageError: when the text names such a network.
+    """
+    path = Path(text)
+    words = path.parts if path.stem in GENERIC_STEMS else path.parts[-1:]
+    for word in words:
+        if match := LOOK_ALIKES.search(word.casefold()):
+            like = f'{match[1]}{match[2]}'
+            raise UsageError(
+                f'{text} is a {match[0]}: its arrays are named and shaped like those of {like}, but it averages where '
+                f'{like} strides, which no network of this program does. Give weights of {like}.'
+            )
+
+
+def table() -> str:
+    """Return the releases as lines of text."""
+    lines = [f'{"release":32} {"architecture":18} train -> test (resized to)      top-1  file; source']
+    for r in RELEASES:
+        resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
+        sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
+        lines.append(f'{r.name:32} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file}; {r.source}')
+    return '\n'.join(lines)

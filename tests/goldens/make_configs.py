@@ -1,0 +1,45 @@
+"""Write every named config, field by field, to tests/goldens/configs/: python tests/goldens/make_configs.py
+
+A changed default then shows in review, in every config that it reaches.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = Path(__file__).resolve().parent / 'configs'
+
+
+def dump(config, prefix: str = '') -> str:
+    """Return the lines `field = value` of a config, sorted by field."""
+    return ''.join(
+        dump(value, f'{prefix}{name}.') if hasattr(value, 'items') else f'{prefix}{name} = {value!r}\n'
+        for name, value in config.items()
+    )
+
+
+def named_configs():
+    """Yield (file name, config) of every config and variant."""
+    from configs import finetune, resnet50
+
+    variants = {
+        'base': [None],
+        'quickstart': [None],
+        'imagenette': ['small', 'resnet50'],
+        'resnet50': resnet50.RESOLUTIONS,
+        'finetune': finetune.TABLE,
+    }
+    for name, choices in variants.items():
+        get_config = importlib.import_module(f'configs.{name}').get_config
+        for variant in choices:
+            yield (f'{name}_{variant}', get_config(variant)) if variant else (name, get_config())
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(ROOT))
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob('*.txt'):
+        old.unlink()
+    for name, config in named_configs():
+        (FOLDER / f'{name}.txt').write_text(dump(config))
