@@ -1,7 +1,8 @@
-"""What every architecture is built of: Mode, BatchNorm, and convolution and pooling with torch's padding."""
+"""What every architecture is built of; the families take all of it from here."""
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,13 @@ from jax import lax
 
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
+from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
+from fixres_jax.models.pooling import avg_pool, max_pool
+
+__all__ = [
+    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm', 'Mode',
+    'Padding', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
+]  # fmt: skip
 
 
 @jax.tree_util.register_static
@@ -24,12 +32,14 @@ class Mode:
         ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages; '' selects
         none.
       dropout: whether dropout is active, in the architectures that have it.
+      drop_path: whether drop path is: where the whole network trains, because a frozen trunk is in evaluation mode.
       population: the layers that match take the batch's own mean and population variance (divided by n, not n - 1) as
         their running values instead of moving towards them: what an exact average over many batches is made of.
     """
 
     batch_norm: str = ''
     dropout: bool = False
+    drop_path: bool = False
     population: bool = False
 
     def selects(self, layer: str) -> bool:
@@ -39,7 +49,7 @@ class Mode:
 
 
 EVAL = Mode()
-TRAIN = Mode(batch_norm='.*', dropout=True)
+TRAIN = Mode(batch_norm='.*', dropout=True, drop_path=True)
 
 
 def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
@@ -60,7 +70,9 @@ def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
         selected = tuple(name for name in names if re.fullmatch(regex, name))
     except re.error as error:
         raise UsageError(f'batch_norm={regex!r} is not a regular expression: {error}.') from error
-    if regex and not selected:
+    if regex and not names and regex != '.*':  # which means all there are
+        raise UsageError(f'batch_norm={regex!r} matches nothing: this network has no BatchNorm layers. Leave it empty.')
+    if regex and names and not selected:
         near = ', '.join(difflib.get_close_matches(regex, names, n=3, cutoff=0.0))
         raise UsageError(f'batch_norm={regex!r} matches none of the {len(names)} BatchNorm layers. Near names: {near}.')
     return selected
@@ -74,56 +86,6 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
         raise UsageError(f'Images are uint8, or floating and already normalized; these are {images.dtype}.')
     mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
     return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Take the maximum over 3x3 windows with stride 2 and torch's padding of one pixel on every side."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-def symmetric(side: int) -> tuple[int, int]:
-    """Return torch's usual padding of an odd kernel: half of it on both ends."""
-    return side // 2, side // 2
-
-
-class Conv(nn.Module):
-    """Convolve without bias, in the dtype of the input.
-
-    Attributes:
-      features: number of output channels.
-      kernel_size: pixels of the square kernel's side, odd.
-      stride: of both axes.
-      padding: function of the kernel's side -> pixels before and after each axis, such as `symmetric`.
-      groups: of channels, as in ResNeXt.
-    """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-    padding: Callable[[int], tuple[int, int]] = dataclasses.field(kw_only=True)
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        side = self.kernel_size
-        kernel = self.param(
-            'kernel',
-            nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),  # Kaiming, as torchvision's ResNets
-            (side, side, x.shape[-1] // self.groups, self.features),
-            jnp.float32,
-        ).astype(x.dtype)
-        if side == 1 and self.groups == 1:
-            # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of this at 73.
-            x = x[:, :: self.stride, :: self.stride]
-            return lax.dot_general(x, kernel[0, 0], (((3,), (0,)), ((), ())))
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=(self.padding(side), self.padding(side)),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            feature_group_count=self.groups,
-        )
 
 
 class BatchNorm(nn.Module):
@@ -157,52 +119,63 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
-        per_channel = (1, 1, 1, 1, channels)
         if mode.selects('/'.join(self.path)):
-            size = self.group_size or batch
-            groups = _group(x, size)
-            mean, var = _statistics(groups)
+            size = _check_group(x.shape, self.group_size or batch)
+            mean, var = _statistics(x, size)
             if mode.population:
-                running_mean.value, running_var.value = (value.mean((0, 1, 2, 3)) for value in (mean, var))
+                running_mean.value, running_var.value = (value.mean(0) for value in (mean, var))
             elif not self.is_initializing():
-                count = size * x.shape[1] * x.shape[2]
+                count = size * math.prod(x.shape[1:-1])
                 _move(running_mean, mean, self.momentum)
                 _move(running_var, var * (count / (count - 1)), self.momentum)
         else:
-            groups = x[None].astype(jnp.float32)
-            mean, var = running_mean.value.reshape(per_channel), running_var.value.reshape(per_channel)
-        factor = lax.rsqrt(var + self.epsilon) * scale.reshape(per_channel)
-        y = (groups - mean) * factor + bias.reshape(per_channel)
-        return y.reshape(x.shape).astype(x.dtype)
+            size, mean, var = batch, running_mean.value[None], running_var.value[None]
+        # One multiplication and one addition an element, which compilers join to the convolutions around them.
+        factor = lax.rsqrt(var + self.epsilon) * scale[None]
+        factor, offset = (_of_images(value, size, x.ndim) for value in (factor, bias[None] - mean * factor))
+        return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
 
 
-def _group(x: jax.Array, size: int) -> jax.Array:
-    """Return float32[B / size, size, H, W, C], or refuse a batch that does not divide into such groups."""
-    batch, height, width, _ = x.shape
+def _check_group(shape: tuple[int, ...], size: int) -> int:
+    """Return the number of images that share statistics, or refuse a batch that does not divide into such groups."""
+    batch, *space, _ = shape
     if batch % size:
         raise UsageError(
             f'A batch of {batch} images is not a multiple of bn_group_size={size}. Set bn_group_size to a '
             f'divisor of {batch}, or to None for one group (0 in a config), or the batch size to a multiple of {size}.'
         )
-    if size * height * width == 1:
+    if size * math.prod(space) == 1:
         raise UsageError(
             'Batch statistics of a single value do not exist: a group of one image has reached a map of 1x1. '
             'Raise bn_group_size or the resolution.'
         )
-    return x.astype(jnp.float32).reshape(batch // size, size, *x.shape[1:])
+    return size
 
 
-def _statistics(groups: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return mean and biased variance of each group, float32[G, 1, 1, 1, C]."""
+def _statistics(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Return mean and biased variance of each group of `size` images, float32[G, C]."""
+    space = tuple(range(1, x.ndim - 1))
+
+    def mean_of_groups(of_pixels):
+        # Over space first: a reshape of the maps into groups makes XLA:GPU write them out, transposed, in float32.
+        return of_pixels.mean(space).reshape(-1, size, x.shape[-1]).mean(1)
+
+    x = x.astype(jnp.float32)
+    mean = mean_of_groups(x)
     # E[x^2] - E[x]^2 reads the activations once where the two-pass variance reads them twice.
-    mean = groups.mean((1, 2, 3), keepdims=True)
-    square = jnp.square(groups).mean((1, 2, 3), keepdims=True)
-    return mean, jnp.maximum(square - jnp.square(mean), 0.0)
+    return mean, jnp.maximum(mean_of_groups(jnp.square(x)) - jnp.square(mean), 0.0)
+
+
+def _of_images(of_groups: jax.Array, size: int, ndim: int) -> jax.Array:
+    """Repeat values of groups, [G, C], for their images: [B, 1, 1, C], of as many axes as the maps have."""
+    groups, channels = of_groups.shape
+    repeated = jnp.broadcast_to(of_groups[:, None], (groups, size, channels))
+    return repeated.reshape(groups * size, *[1] * (ndim - 2), channels)
 
 
 def _move(running: nn.Variable, of_groups: jax.Array, momentum: float) -> None:
     """Move a running average towards the mean over the groups."""
-    running.value = (1 - momentum) * running.value + momentum * of_groups.mean((0, 1, 2, 3))
+    running.value = (1 - momentum) * running.value + momentum * of_groups.mean(0)
 
 
 class Classifier(nn.Module):
@@ -223,3 +196,72 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
     """Draw from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
     bound = inputs**-0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class LayerNorm(nn.Module):
+    """Normalize the channels of each position in float32, in the dtype of the input."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        affine = (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32).reshape(affine)
+        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32).reshape(affine)
+        values = x.astype(jnp.float32)
+        centred = values - values.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Leave out numbers of the embedding where `mode.dropout` is on, and scale the others up."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return _drop(self, x, mode.dropout, x.shape)
+
+
+class DropPath(nn.Module):
+    """Leave out whole images of a block's branch where `mode.drop_path` is on, and scale the others up.
+
+    Huang et al. 2016, stochastic depth.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return _drop(self, x, mode.drop_path, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(layer: Dropout | DropPath, x: jax.Array, active: bool, shape: tuple[int, ...]) -> jax.Array:
+    """Zero what a mask of `shape` says; it follows from the place in the batch, not from the devices."""
+    if not (active and layer.rate):
+        return x
+    kept = jax.random.bernoulli(layer.make_rng('dropout'), 1 - layer.rate, shape)
+    return jnp.where(kept, x / (1 - layer.rate), jnp.zeros((), x.dtype))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate that two 1x1 convolutions make of the mean over all positions.
+
+    Attributes:
+      squeezed: channels between the two.
+      names: of the two.
+      activation: between them.
+      gate: after them.
+    """
+
+    squeezed: int
+    names: tuple[str, str] = ('conv_reduce', 'conv_expand')
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
+        y = self.activation(Conv(self.squeezed, 1, padding=valid, bias=True, name=self.names[0])(mean))
+        return x * self.gate(Conv(x.shape[-1], 1, padding=valid, bias=True, name=self.names[1])(y))
