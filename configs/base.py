@@ -53,7 +53,7 @@ def get_config() -> Config:
     c.data.classes = ()  # names of the classes to use; (): all
     c.data.mean = ()  # of each channel, 0 to 1; (): that of init_from, or ImageNet's
     c.data.std = ()  # likewise
-    c.data.workers = 0  # processes that read images; 0: threads of this process only, enough for some four cores
+    c.data.workers = 0  # processes that read images; 0: threads of this process only
     c.data.threads = 4  # threads that read images, in each process
     c.data.drawings = ConfigDict()
     c.data.drawings.train = 3000  # images of the embedded data set
