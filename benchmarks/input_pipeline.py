@@ -4,20 +4,21 @@
 
 IMAGES is a folder of JPEG files at their original sizes (class folders or not). Every contestant reads, decodes, crops,
 flips, jitters and batches the same files, from the page cache. Contestants take turns; the figures are medians over the
-rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. One core is
-measured in CPU seconds of all threads of a process; several by the clock, with as many threads, or as many worker
-processes for those that need them. torchvision, tf.data and DALI take part where they are installed.
+rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. Time is that of
+the CPU, of all threads and worker processes together: what a core delivers that nothing else uses. On several cores each
+has as many threads, or as many worker processes if it needs them. torchvision, tf.data and DALI take part where they are
+installed. Linux only.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -103,13 +104,21 @@ def dali(root: pathlib.Path, cores: int, resolution: int) -> Iterator[int]:
 
 
 def seconds_per_image(batches: Iterator[int], warm_up: int) -> float:
-    """Time an iterator from batch `warm_up`, when workers have started, to its last; on one core in CPU time."""
-    clock = time.perf_counter if warm_up > 1 else time.process_time
+    """Return the CPU seconds an image takes, from batch `warm_up`, when workers have started, to the last."""
     times, sizes = [], []
     for size in batches:
-        times.append(clock())
+        times.append(cpu_seconds(os.getpid()))
         sizes.append(size)
     return (times[-1] - times[warm_up - 1]) / sum(sizes[warm_up:])
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU seconds that a process and those it has started, living or not, have used so far."""
+    used = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    seconds = sum(map(int, used[11:15])) / os.sysconf('SC_CLK_TCK')
+    for children in pathlib.Path(f'/proc/{process}/task').glob('*/children'):
+        seconds += sum(cpu_seconds(int(child)) for child in children.read_text().split())
+    return seconds
 
 
 def make_folders(images: pathlib.Path, out: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -166,7 +175,7 @@ def measure(runs: dict[str, Callable], cores: int, resolution: int, rounds: int)
     print(f'\nresolution {resolution}, cores {cores}: images per second and core, ratio to {BASE}')
     result = {}
     for name, seconds in times.items():
-        rates = [1 / (one * cores) for one in seconds]
+        rates = [1 / one for one in seconds]
         result[name] = {'rate': rates}
         shown = ''
         if BASE in times:
@@ -182,6 +191,7 @@ def main() -> None:
     parser.add_argument('images', type=pathlib.Path)
     parser.add_argument('--resolutions', type=int, nargs='+', default=[128, 224])
     parser.add_argument('--cores', type=int, nargs='+', default=[1, 2])
+    parser.add_argument('--contestants', nargs='+', help='their names, as in the table; all if not given')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--json', type=pathlib.Path, help='where to write the figures of every round')
     arguments = parser.parse_args()
@@ -191,6 +201,7 @@ def main() -> None:
         for cores in arguments.cores:
             for resolution in arguments.resolutions:
                 runs = contestants(*folders, cores)
+                runs = {name: runs[name] for name in arguments.contestants or runs if name in runs}
                 figures[f'{cores} cores, {resolution}'] = measure(runs, cores, resolution, arguments.rounds)
                 if arguments.json:
                     arguments.json.write_text(json.dumps(figures, indent=1) + '\n')
