@@ -5,9 +5,9 @@
 IMAGES is a folder of JPEG files at their original sizes (class folders or not). Every contestant reads, decodes, crops,
 flips, jitters and batches the same files, from the page cache. Contestants take turns; the figures are medians over the
 rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. Time is that of
-the CPU, of all threads and worker processes together: what a core delivers that nothing else uses. On several cores each
-has as many threads, or as many worker processes if it needs them. torchvision, tf.data and DALI take part where they are
-installed. Linux only.
+the CPU, of all threads and worker processes together: what a core delivers that nothing else uses. Several cores have
+as many threads, or as many worker processes if a contestant needs them. torchvision, tf.data and DALI take part where
+they are installed. Linux only.
 """
 
 import argparse
