@@ -150,10 +150,11 @@ def test_two_gpus_with_the_gpu_compiler(tmp_path):
     gpu, cpu = steps['gpu'], steps['cpu']
     assert gpu['fits'] and gpu['cycles'] == 0 and gpu['temporary'] > 0
     assert gpu['parameters'] == cpu['parameters'] and gpu['optimizer'] == cpu['optimizer']
-    # The calls of cuDNN and cuBLAS are the work that the program for CPU writes out; cuDNN gets four colours, not three.
+    # The calls of cuDNN and cuBLAS are what the program for CPU writes out; cuDNN pads three colours to four.
     assert 1.0 < gpu['flops'] / cpu['flops'] < 1.1
     assert gpu['collectives'].keys() == {'all-reduce'}
-    assert gpu['collectives']['all-reduce']['bytes'] == pytest.approx(gpu['parameters'], rel=0.1)
+    # The gradients, of which those of the convolutions are bfloat16.
+    assert 0.5 < gpu['collectives']['all-reduce']['bytes'] / gpu['parameters'] < 1.0
     times = gpu['seconds']
     assert times['step'] == pytest.approx(max(times['arithmetic'], times['memory']) + times['links'])
 
