@@ -128,6 +128,21 @@ def test_on_a_tpu_the_gradients_of_all_parts_cross_the_links_once(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
+def test_on_a_tpu_fsdp_gathers_kernels_and_scatters_gradients(tmp_path):
+    options = ['--topology=v5e:2x2', '--steps=train,evaluate', '--config.model.width=64', '--config.sharding=fsdp']
+    dry_run(tmp_path, *options, f'--json={tmp_path}/out.json')
+    train, evaluate = json.loads((tmp_path / 'out.json').read_text())['steps']
+    # No loops that pass parts of kernels around: all large kernels once, most of them in bfloat16.
+    assert train['collectives'].keys() == {'all-gather', 'all-reduce', 'reduce-scatter'}
+    assert evaluate['collectives'].keys() == {'all-gather'}
+    for step in (train, evaluate):
+        assert 0.5 < step['collectives']['all-gather']['bytes'] / (4 * step['parameters']) < 0.6
+    # Each device gets its fourth of the gradients' sums.
+    assert train['collectives']['reduce-scatter']['bytes'] > 0.7 * train['collectives']['all-gather']['bytes'] / 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 def test_recomputation_saves_memory_and_costs_work_on_a_tpu(tmp_path):
     size = ['--topology=v5e:2x2', '--steps=train', '--config.model.width=64', '--config.train.resolution=128']
     found = {}
