@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.models import EVAL, TRAIN, Mode
+from fixres_jax.models import EVAL, TRAIN, Mode, layers
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from fixres_jax.models.layers import Classifier
 from fixres_jax.models.resnet import BasicBlock, BatchNorm, ResNet
@@ -235,3 +236,23 @@ def test_a_batch_that_groups_do_not_divide_is_refused():
     model, variables, images = tiny(bn_group_size=1)
     with pytest.raises(UsageError, match='single value'):
         train(model, variables, images[:, :32, :32], TRAIN)
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('shape', [(13, 14), (14, 13), (1, 2), (8, 8)])
+def test_the_first_of_equal_values_has_the_gradient_of_the_max_pool(shape, dtype):
+    def reference(x):
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    def gradient(pool):
+        return jax.grad(lambda x: (pool(x).astype(jnp.float32) ** 2 * jnp.arange(1.0, 4).reshape(1, 1, 1, 3)).sum())(x)
+
+    x = jnp.asarray(np.random.default_rng(0).integers(-2, 3, (2, *shape, 3)), dtype)  # few values, so many are equal
+    np.testing.assert_array_equal(layers.max_pool(x), reference(x))
+    assert jnp.abs(gradient(reference)).sum() > 0
+    np.testing.assert_array_equal(gradient(layers.max_pool), gradient(reference))
+
+
+def test_the_max_pool_does_not_hide_what_is_not_a_number():
+    x = jnp.zeros((1, 8, 8, 1)).at[0, 3, 3, 0].set(jnp.nan)
+    assert jnp.isnan(layers.max_pool(x)).sum() == 4
