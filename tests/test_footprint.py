@@ -174,6 +174,27 @@ def test_two_gpus_with_the_gpu_compiler(tmp_path):
     assert times['step'] == pytest.approx(max(times['arithmetic'], times['memory']) + times['links'])
 
 
+TOO_LARGE = """
+import jax
+from fixres_jax.core.errors import RunError
+from fixres_jax.machines import sharding, targets
+target = targets.find('v5e:2x2', None)
+mesh = sharding.make_mesh(target.devices)
+rows = jax.ShapeDtypeStruct((4, 2**33), 'float32', sharding=sharding.by_example(mesh))
+try:
+    target.compile(jax.jit(lambda x: x * 2), rows)
+except RunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
+def test_a_program_that_does_not_fit_is_one_line():
+    done = subprocess.run([sys.executable, '-c', TOO_LARGE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout.startswith('The program does not fit: ') and done.stdout.count('\n') == 1, done
+    assert 'exceeds available HBM' in done.stdout and 'accumulate_steps' in done.stdout
+
+
 @pytest.mark.skipif(CUDA, reason='the CUDA build of jax is here')
 def test_without_the_gpu_compiler_one_line_says_what_to_install(tmp_path):
     printed = dry_run(tmp_path, '--topology=h100', expect=1).stderr

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -52,6 +52,22 @@ class Target:
     def num_chips(self) -> int:
         """Number of chips."""
         return len(self.devices) // self.devices_per_chip
+
+    def compile(self, jitted: Callable[..., Any], *arguments: Any) -> Any:
+        """Compile a jitted function for arguments given as shapes with shardings.
+
+        Raises:
+          RunError: where the program takes more memory than a device has, as far as the compiler says so.
+        """
+        try:
+            return jitted.lower(*arguments).compile(compiler_options=dict(self.compiler_options))
+        except jax.errors.JaxRuntimeError as error:
+            if 'RESOURCE_EXHAUSTED' not in str(error):
+                raise
+            raise RunError(
+                f'The program does not fit: {str(error).splitlines()[0]} A smaller batch takes less, and so do '
+                "train.accumulate_steps=2, model.remat='block' and sharding='fsdp'."
+            ) from error
 
 
 def find(topology: str | None, num_devices: int | None) -> Target:

@@ -50,7 +50,7 @@ class DryRun:
 
     def __init__(self, s: Settings, target: Target, *, train_images: int, test_images: int):
         self._settings = s
-        self._options = dict(target.compiler_options)
+        self._target = target
         self._runtime = Runtime(sharding.make_mesh(target.devices), s.sharding)
         classes = tuple(f'class {number}' for number in range(s.model.num_classes or 1000))
         about = networks.describe(s, {}, classes)
@@ -89,7 +89,7 @@ class DryRun:
         num_steps, tx, _, step_fn = train.prepare(model, how, self._train_images, runtime)
         blank = state.abstract(model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
         batch = self._batch(how.batch_size, self.resolution[step])
-        program = self._compile(step_fn, blank, batch, jax.eval_shape(lambda: jax.random.key(0)))
+        program = self._target.compile(step_fn, blank, batch, jax.eval_shape(lambda: jax.random.key(0)))
         trees = {'parameters': blank.variables, 'optimizer': blank.opt_state}
         return Compiled(program, trees, how.batch_size, num_steps if how.epochs else 0)
 
@@ -104,11 +104,8 @@ class DryRun:
         batch_size = sharding.round_up(self._settings.test.batch_size, runtime.mesh)
         batch = self._batch(batch_size, self.test_resolution)
         step_fn = evaluate.make_eval_step(self._model, runtime.mesh)
-        program = self._compile(step_fn, variables, batch['image'], batch['label'])
+        program = self._target.compile(step_fn, variables, batch['image'], batch['label'])
         return Compiled(program, {'parameters': variables}, batch_size, self._evaluation_steps(batch_size))
-
-    def _compile(self, step_fn: Callable[..., Any], *arguments: Any) -> Any:
-        return step_fn.lower(*arguments).compile(compiler_options=self._options)
 
     def _evaluation_steps(self, batch_size: int) -> int:
         """Return the batches at the test resolution that cost what the sweep and the evaluation do."""
