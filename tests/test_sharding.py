@@ -14,7 +14,7 @@ from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
-from fixres_jax.models import Model
+from fixres_jax.models import Model, layers
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from fixres_jax.models.resnet import REMAT, Bottleneck, ResNet
 from fixres_jax.training import state
@@ -141,6 +141,28 @@ def test_fsdp_gathers_each_kernel_that_a_program_uses_once_and_moves_nothing_els
     gathers = found['fsdp'].pop('all-gather')
     assert gathers == {'count': len(split), 'bytes': sum(split.values())}
     assert found['fsdp'] == found['replicated'] and 'all-gather' not in found['replicated']
+
+
+def test_each_device_convolves_its_own_images_in_groups(mesh):
+    layer = layers.Conv(32, 3, groups=4, padding=layers.symmetric)
+    x = jax.random.normal(jax.random.key(0), (16, 8, 8, 16))
+    variables = layer.init(jax.random.key(1), x)
+
+    def loss(variables, x):
+        return (layer.apply(variables, x) ** 2).sum()
+
+    placed = {'in_shardings': (sharding.replicated(mesh), sharding.by_example(mesh))}
+    compiled = sharding.jit(jax.value_and_grad(loss), mesh, **placed).lower(variables, x).compile()
+    alone = jax.jit(jax.value_and_grad(loss)).lower(variables, x).compile()
+    found, whole = (footprint.count(one.as_text()) for one in (compiled, alone))
+    assert found.flops == whole.flops / 8 > 0
+    # The loss and the gradient of the kernel.
+    assert found.collectives.keys() == {'all-reduce'} and found.collectives['all-reduce']['bytes'] == 4 * (
+        1 + 9 * 4 * 32
+    )
+    split = jax.device_put(variables, sharding.replicated(mesh)), jax.device_put(x, sharding.by_example(mesh))
+    for a, b in zip(*map(jax.tree.leaves, (alone(variables, x), compiled(*split))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

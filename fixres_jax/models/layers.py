@@ -139,6 +139,19 @@ def gather(kernel: jax.Array) -> jax.Array:
     return lax.with_sharding_constraint(kernel, PartitionSpec())
 
 
+def by_device(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return convolve(x, kernel), each device of the mesh in the context with its own images.
+
+    For a convolution in groups XLA has to be told: on CPU and GPU it gathers the whole batch on every device otherwise
+    (https://github.com/openxla/xla/issues/47945).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return convolve(x, kernel)
+    images = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(convolve, in_specs=(images, PartitionSpec()), out_specs=images)(x, kernel)
+
+
 def symmetric(side: int) -> tuple[int, int]:
     """Return torch's usual padding of an odd kernel: half of it on both ends."""
     return side // 2, side // 2
@@ -189,7 +202,7 @@ class Conv(nn.Module):
             # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of a product at 73. On
             # accelerators a convolution is fused with its neighbours and a product is not.
             return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
-        return convolve(x, kernel)
+        return by_device(convolve, x, kernel) if 1 < self.groups < x.shape[-1] else convolve(x, kernel)
 
 
 class BatchNorm(nn.Module):
