@@ -45,6 +45,7 @@ RUNS = (
     | {file_name('resnet50_128', t, 'fsdp'): resnet50(128, t, FSDP) for t in ('v5e:4x4', 'h100:8')}
     | {file_name(name, 'v5e:4x4'): large(name, 'v5e:4x4', steps='finetune,evaluate') for name in LARGE}
     | {file_name(name, 'v5e:4x4_fsdp'): large(name, 'v5e:4x4', FSDP, steps='finetune,evaluate') for name in LARGE}
+    | {file_name(name, 'h100:8'): large(name, 'h100:8') for name in LARGE}
     | {file_name(name, 'h100:8_fsdp'): large(name, 'h100:8', FSDP) for name in LARGE}
     | {file_name(name, 'v5e:4x4_fsdp_train'): large(name, 'v5e:4x4', FSDP, REMAT, steps='train') for name in LARGE}
     | {file_name('resnet50', r, t): resnet50(r, t) for t in ('v5e:2x2', 'v5e:16x16', 'v5p:2x2x1') for r in SIZES}
@@ -68,27 +69,39 @@ def run():
 
 
 def table():
-    """Print a table of memory and work and one of times, with a row for each compiled step."""
-    steps = []
-    for path in (FOLDER / f'{name}.json' for name in RUNS):
-        if path.exists():
-            result = json.loads(path.read_text())
-            steps += [(path.stem, result['num_devices'], step) for step in result['steps']]
-    print_row('run', 'step', 'chips', 'batch', 'parameters', 'optimizer', 'temporary', 'in all', 'fits', 'collectives')
-    print_row(*['---'] * 10)
+    """Print, for ResNet-50 and for the large networks, a table of memory and one of times, a row for each step."""
+    for wanted in (('resnet50',), tuple(LARGE)):
+        steps = []
+        for path in (FOLDER / f'{name}.json' for name in RUNS if name.startswith(wanted)):
+            if path.exists():
+                result = json.loads(path.read_text())
+                steps += [(path.stem, result['num_devices'], step) for step in result['steps']]
+        memory_table(steps)
+        time_table(steps)
+
+
+def memory_table(steps):
+    names = ('run', 'step', 'chips', 'batch', 'parameters', 'optimizer', 'temporary', 'in all', 'fits', 'collectives')
+    print_row(*names)
+    print_row(*['---'] * len(names))
     for name, chips, s in steps:
         kinds = [f'{e["count"]} {kind} ({e["bytes"] / 1e6:.0f} MB)' for kind, e in s['collectives'].items()]
         sizes = [f'{s[name] / 1e9:.2f}' for name in ('parameters', 'optimizer', 'temporary', 'memory')]
-        fits = 'yes' if s['fits'] else 'no'
-        print_row(name, f'{s["step"]} {s["resolution"]}', chips, f'{s["batch_size"]:,}', *sizes, fits, ', '.join(kinds))
+        fits, between = 'yes' if s['fits'] else 'no', ', '.join(kinds) or 'none'
+        print_row(name, f'{s["step"]} {s["resolution"]}', chips, f'{s["batch_size"]:,}', *sizes, fits, between)
     print()
+
+
+def time_table(steps):
     bounds = ('arithmetic', 'memory', 'cycles', 'links')
-    print_row('run', 'step', 'TFLOP', 'GB moved', *(f'{name} ms' for name in bounds), 'estimate ms', 'images/s')
-    print_row(*['---'] * 10)
+    names = ('run', 'step', 'TFLOP', 'GB moved', *(f'{name} ms' for name in bounds), 'estimate ms', 'images/s')
+    print_row(*names)
+    print_row(*['---'] * len(names))
     for name, _, s in steps:
         times = [f'{1e3 * s["seconds"][bound]:.1f}' if bound in s['seconds'] else '' for bound in (*bounds, 'step')]
         work = f'{s["flops"] / 1e12:.2f}', f'{s["bytes_moved"] / 1e9:.1f}'
         print_row(name, f'{s["step"]} {s["resolution"]}', *work, *times, f'{s["images_per_second"]:,.0f}')
+    print()
 
 
 def print_row(*cells):
