@@ -37,6 +37,10 @@ def get_config() -> Config:
     c.model.bn_group_size = 64  # images that share BatchNorm statistics, the reference's 64 a GPU; 0: the whole batch
     c.model.remat = ''  # activations computed again in the backward pass: '' none, block or stage; saves memory
     c.model.zero_init_residual = False  # last scale of each block starts at zero; the paper's recipe does not
+    # The rest is of families that have it; others refuse it.
+    c.model.dropout = -1.0  # share of the embedding left out in training; -1: the published network's
+    c.model.drop_path = -1.0  # share of images whose last block is left out in training; -1: the published network's
+    c.model.padding = ''  # same (TensorFlow), symmetric (torch); '': that of init_from, or the published network's
 
     c.data = ConfigDict()
     c.data.source = ''  # folder of splits of class folders, prepared shards, tfds:NAME, or 'drawings' (embedded)
@@ -124,6 +128,7 @@ def get_config() -> Config:
     c.finetune.momentum = 0.9
     c.finetune.weight_decay = 1e-4
     c.finetune.label_smoothing = 0.0
+    c.finetune.follows = 'code'  # what '' means below where the reference's code and paper differ: code or paper
     c.finetune.trainable = ''  # regex; '': the model's own, the classifier
     c.finetune.batch_norm = ''  # regex; '': the model's own, the last BatchNorm
     return c

@@ -5,7 +5,8 @@ Command:   python -m fixres_jax.convert resnet50 resnet50.pth WEIGHTS
              --config.init_from=WEIGHTS --config.data.source=IMAGENET
 Variants:  the keys of TABLE; `:resnet50` is the default.
 Accuracy:  the paper's top-1, not measured here: ResNet-50 trained at 224, 77.0 at 224 and 79.0 adapted at 384; with
-           CutMix 79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320.
+           CutMix 79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320. EfficientNets: see
+           EFFICIENTNETS.
 Time:      not measured here. `python -m fixres_jax.dryrun` estimates it for a topology.
 """
 
@@ -14,6 +15,7 @@ from configs import base
 # model -> training and test resolution (pixels), epochs, base learning rate, batch. Source: README and scripts of the
 # reference (ResNet-50, ResNet-50 CutMix, ResNeXt-101 32x48d); the others take ResNet-50's values.
 RESNET50 = {'train': 224, 'test': 384, 'epochs': 56.0, 'lr': 1e-3, 'batch_size': 512}
+RESNET50 |= {'sizes': (224, 256, 288, 320, 384, 448)}  # of the curve
 TABLE = {
     'resnet50': RESNET50,
     'resnet50_cutmix': RESNET50 | {'test': 320, 'epochs': 11.0},
@@ -36,6 +38,33 @@ TABLE = {
     )
 }
 
+# tf_efficientnet_*: (training resolution, test resolution, FixEfficientNet's top-1 without extra data, and from
+# noisy-student weights, percent; None where none is published). Source: README of the reference, whose fine-tuning adds
+# label smoothing and has no dropout. Where no size is published, 1.25 times that of training stands, a multiple of 32.
+EFFICIENTNETS = {
+    'b0': (224, 320, 79.3, 80.2),
+    'b1': (240, 384, 81.3, 82.6),
+    'b2': (260, 420, 82.0, 83.6),
+    'b3': (300, 472, 83.0, 85.0),
+    'b4': (380, 512, 84.0, 85.9),  # noisy student's at 472
+    'b5': (456, 576, 84.7, 86.4),
+    'b6': (528, 576, 84.9, 86.7),  # noisy student's at 680
+    'b7': (600, 632, 85.3, 87.1),
+    'b8': (672, 800, 85.7, None),
+    'l2': (475, 600, None, 88.5),
+    'lite0': (224, 288, None, None),
+    'lite1': (240, 288, None, None),
+    'lite2': (260, 320, None, None),
+    'lite3': (280, 352, None, None),
+    'lite4': (300, 384, None, None),
+}
+EFFICIENTNET = RESNET50 | {'model': {'dropout': 0.0}, 'finetune': {'label_smoothing': 0.1}}
+TABLE |= {
+    f'{prefix}efficientnet_{name}': EFFICIENTNET | {'train': train, 'test': test, 'sizes': (train, test)}
+    for prefix in ('tf_', '')
+    for name, (train, test, _, _) in EFFICIENTNETS.items()
+}
+
 
 def get_config(variant: str = 'resnet50'):
     """Return the run that adapts one model; `init_from` is to be given."""
@@ -51,8 +80,10 @@ def get_config(variant: str = 'resnet50'):
     c.train.epochs = 0.0
     c.train.resolution = row['train']
     c.test.resolution = row['test']
-    c.test.resolutions = (row['train'], 256, 288, 320, 384, 448)
+    c.test.resolutions = row['sizes']
     c.finetune.epochs = row['epochs']
     c.finetune.lr = row['lr']
     c.finetune.batch_size = row['batch_size']
+    for section in ('model', 'finetune'):
+        c[section].update(row.get(section, {}))
     return c

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
     model = None
     if (name := arguments.model) != 'none':
-        model = models.create(name, width=arguments.width or models.find(name).width)
+        model = models.create(name, width=arguments.width)
     result = advice.advise(
         arguments.train_resolution,
         TrainCrop(arguments.crop, tuple(arguments.scale), tuple(arguments.ratio), arguments.train_resize_ratio),

@@ -16,7 +16,7 @@ from fixres_jax import __version__, models
 from fixres_jax.core import command, files
 from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.models import Architecture
-from fixres_jax.weights import network, releases, state_dicts, torch_weights
+from fixres_jax.weights import lineages, network, releases, state_dicts, torch_weights
 from fixres_jax.weights.network import Network
 
 
@@ -32,6 +32,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
         raise UsageError(f'{release.name} is a {release.architecture}, not a {name}.')
     state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
     releases.refuse_look_alike(metadata.get('architecture', ''))
+    state_dict = lineages.to_timm(state_dict, name)
     in_file = torch_weights.options_of(state_dict, name)
     num_classes = arguments.num_classes or in_file.get('num_classes')
     if num_classes is None:
@@ -39,7 +40,8 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
         raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
     reset_head = arguments.reset_head or num_classes != in_file.get('num_classes')
     width = arguments.width or in_file.get('width') or models.find(name).width
-    model = models.create(name, num_classes, width=width)
+    kept = _options(name, arguments.padding)
+    model = models.create(name, num_classes, width=width, **kept)
     variables = torch_weights.from_torch(state_dict, model, reset_head=reset_head)
     usual = _usual(models.find(name))
     given = {key: getattr(arguments, key) for key in usual if getattr(arguments, key) is not None}
@@ -47,7 +49,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     metadata.pop('trained_on', None)  # Nobody knows what happened to the weights outside.
     if reset_head:
         metadata.pop('class_names', None)
-    metadata |= {'version': __version__, 'architecture': name, 'width': width, 'num_classes': num_classes}
+    metadata |= {'version': __version__, 'architecture': name, 'width': width, 'num_classes': num_classes} | kept
     metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
     try:
         network.save(folder, Network(model, variables, metadata))
@@ -70,6 +72,12 @@ def _usual(architecture: Architecture) -> dict[str, Any]:
         'interpolation': architecture.interpolation,
         'crop': 'torchvision',
     }
+
+
+def _options(name: str, padding: str | None) -> dict[str, str]:
+    """Return the options that belong to the weights, which no shape tells: how the maps are padded."""
+    own = models.find(name).options.get('padding')
+    return {'padding': padding or own} if padding or own else {}
 
 
 def _remove(folder: epath.Path) -> None:
@@ -104,7 +112,7 @@ def _export(run: str, out: str) -> str:
     if '://' in out:
         raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
     loaded = network.load(run)
-    state_dict = torch_weights.to_torch(loaded.variables)
+    state_dict = torch_weights.to_torch(loaded.variables, loaded.model)
     state_dicts.save(out, state_dict, loaded.about)
     return f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
 
@@ -129,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--num-classes', type=int, help='another number than that of the file starts a fresh classifier')
     add('--reset-head', action='store_true', help='start a fresh classifier')
     add('--width', type=int, help='channels of the stem; those of the file, if it is not given')
+    add('--padding', help='of a family with several: same (TensorFlow), symmetric (torch); the usual one of MODEL')
     about = parser.add_argument_group('what to remember with the weights, where the release is not a known one')
     about.add_argument('--mean', type=float, nargs=3, help='of the channels of an image in [0, 1]')
     about.add_argument('--std', type=float, nargs=3, help='likewise')

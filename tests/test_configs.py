@@ -9,6 +9,7 @@ import pytest
 from configs import base, finetune, resnet50
 from fixres_jax import models
 from fixres_jax.core import trees
+from fixres_jax.models import resnet
 from fixres_jax.runs import settings
 from fixres_jax.runs.run import default_resolutions
 from goldens import make_configs
@@ -54,10 +55,10 @@ def test_config_is_one_that_can_run(name, variant):
     assert list(resolutions) == sorted(resolutions) and max(resolutions) > config.train.resolution
 
 
-@pytest.mark.parametrize('name', models.ARCHITECTURES)
+@pytest.mark.parametrize('name', resnet.ROWS)
 def test_the_table_of_fine_tuning_regexes_matches(name):
     model = models.create(name, 10, width=64)
-    shapes, regexes = model.shapes(), models.ARCHITECTURES[name].finetune
+    shapes, regexes = model.shapes(), models.ARCHITECTURES[name].finetune()
     selected, _ = trees.split(shapes['params'], regexes['trainable'])
     assert set(trees.flatten(selected)) == {'fc/kernel', 'fc/bias'}
     assert len(models.batch_norm_layers(shapes['batch_stats'], regexes['batch_norm'])) == 1
@@ -85,7 +86,7 @@ def test_default_resolutions_hold_the_training_size_and_reach_twice_it():
 
 def test_configs_are_as_they_were_reviewed():
     renew = 'Renew the dumps with `python tests/goldens/make_configs.py` and review their difference.'
-    dumps = {name: make_configs.dump(config) for name, config in make_configs.named_configs()}
+    dumps = make_configs.texts()
     assert dumps.keys() == {path.stem for path in make_configs.FOLDER.glob('*.txt')}, renew
     for path in (ROOT / 'configs').glob('[!_]*.py'):
         assert any(name.startswith(path.stem) for name in dumps), f'{path.stem} is not in make_configs.named_configs'

@@ -14,8 +14,9 @@ import safetensors.numpy
 import fixres_jax
 from fixres_jax import convert, models
 from fixres_jax.core.errors import UsageError
+from fixres_jax.models import resnet
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import checkpoint, releases, state_dicts, torch_weights
+from fixres_jax.weights import checkpoint, lineages, network, releases, state_dicts, torch_weights
 from goldens import weights
 
 WIDTH = 8  # of the small resnet18 that most tests convert
@@ -46,14 +47,14 @@ def safetensors_file(tmp_path):
     return path
 
 
-@pytest.mark.parametrize('name', models.ARCHITECTURES)
+@pytest.mark.parametrize('name', resnet.ROWS)
 def test_round_trip_is_bit_exact(name):
     width = -(-64 // models.create(name).module.base_width)  # the narrowest that has channels in its groups
     model, start = models.create(name, weights.CLASSES, width=width), state_dict_of(name, width=width)
-    assert_same(torch_weights.to_torch(torch_weights.from_torch(start, model)), start)
+    assert_same(torch_weights.to_torch(torch_weights.from_torch(start, model), model), start)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
         half = {key: array.astype(dtype) if array.ndim else array for key, array in start.items()}
-        found = torch_weights.to_torch(torch_weights.from_torch(half, model))
+        found = torch_weights.to_torch(torch_weights.from_torch(half, model), model)
         assert_same(found, {key: a.astype(np.float32) if a.ndim else a for key, a in half.items()})
 
 
@@ -116,7 +117,7 @@ def test_another_number_of_classes_needs_a_fresh_classifier():
     start, model = state_dict_of(), models.create('resnet18', 4, width=WIDTH)
     with pytest.raises(UsageError, match=r'fc.bias: expected \(4,\), found \(10,\)'):
         torch_weights.from_torch(start, model)
-    found = torch_weights.to_torch(torch_weights.from_torch(start, model, reset_head=True))
+    found = torch_weights.to_torch(torch_weights.from_torch(start, model, reset_head=True), model)
     assert found['fc.weight'].shape == (4, 64) and 0 < np.abs(found['fc.weight']).max() <= 64**-0.5
     assert_same({k: v for k, v in found.items() if k[:2] != 'fc'}, {k: v for k, v in start.items() if k[:2] != 'fc'})
 
@@ -126,7 +127,7 @@ def test_command_line_in_and_out_again(safetensors_file, tmp_path, capsys):
     assert run('resnet18', safetensors_file, tmp_path / 'in', *options) == 0
     variables, metadata = checkpoint.load_model(tmp_path / 'in')
     start = state_dict_of()
-    assert_same(torch_weights.to_torch(variables), start)
+    assert_same(torch_weights.to_torch(variables, models.create('resnet18', weights.CLASSES, width=WIDTH)), start)
     digest = metadata.pop('source_sha256')
     assert len(digest) == 64
     assert metadata == {
@@ -337,7 +338,7 @@ def test_timm_has_no_other_look_alikes():
     def shapes(network):
         return {key: tuple(value.shape) for key, value in network.state_dict().items()}
 
-    ours = {name: build(name) for name in models.ARCHITECTURES if timm.is_model(name)}
+    ours = {name: build(name) for name in resnet.ROWS if timm.is_model(name)}
     others = {name: build(name) for name in timm.list_models(module='resnet') if name not in ours}
     found = {
         name
@@ -447,12 +448,59 @@ def test_releases_agree_with_timm():
         if release.name.startswith('timm/'):
             known = timm.get_pretrained_cfg(release.name.removeprefix('timm/'))
             assert known.url.endswith(f'/{release.file}')
-            assert known.input_size[1] == release.train_resolution
-            assert known.test_input_size[1] == release.test_resolution
-            assert known.test_crop_pct == pytest.approx(1 / release.resize_ratio)
-            assert (known.interpolation, known.mean) == (release.interpolation, IMAGENET_MEAN)
+            tested = (known.test_input_size or known.input_size)[1]
+            assert tested == release.test_resolution
+            if release.architecture not in ('tf_efficientnet_lite3', 'tf_efficientnet_lite4'):  # TensorFlow's sizes
+                assert known.input_size[1] == release.train_resolution
+            assert (known.test_crop_pct or known.crop_pct) == pytest.approx(1 / release.resize_ratio)
+            mean = release.mean or IMAGENET_MEAN
+            assert (known.interpolation, tuple(known.mean)) == (release.interpolation, mean)
 
 
 def test_list_prints_the_table(capsys):
     assert run('--list') == 0
     assert 'fixres/resnet50_cutmix_v2' in capsys.readouterr().out
+
+
+# A block of each kind in efficientnet-lite-pytorch, and where it is in timm, checked against both packages.
+ELSEWHERE = {
+    '_conv_stem.weight': 'conv_stem.weight',
+    '_bn0.running_var': 'bn1.running_var',
+    '_blocks.0._depthwise_conv.weight': 'blocks.0.0.conv_dw.weight',
+    '_blocks.0._bn2.bias': 'blocks.0.0.bn2.bias',
+    '_blocks.0._se_reduce.bias': 'blocks.0.0.se.conv_reduce.bias',
+    '_blocks.2._expand_conv.weight': 'blocks.1.1.conv_pw.weight',
+    '_blocks.11._bn0.weight': 'blocks.5.0.bn1.weight',
+    '_blocks.15._project_conv.weight': 'blocks.6.0.conv_pwl.weight',
+    '_blocks.15._bn2.num_batches_tracked': 'blocks.6.0.bn3.num_batches_tracked',
+    '_conv_head.weight': 'conv_head.weight',
+    '_bn1.weight': 'bn2.weight',
+    '_fc.bias': 'classifier.bias',
+}
+
+
+def test_names_of_the_packages_on_pypi_are_brought_to_timms():
+    assert list(lineages.to_timm(dict.fromkeys(ELSEWHERE), 'tf_efficientnet_b0')) == list(ELSEWHERE.values())
+    ours = dict.fromkeys(ELSEWHERE.values())
+    assert lineages.to_timm(ours, 'tf_efficientnet_b0') == ours
+    deeper = {'_conv_stem.weight': None, '_blocks.16._bn0.bias': None}
+    with pytest.raises(UsageError, match='a tf_efficientnet_lite0 has 16 blocks'):
+        lineages.to_timm(deeper, 'tf_efficientnet_lite0')
+
+
+def test_the_padding_travels_with_the_weights(tmp_path, capsys, monkeypatch):
+    model = models.create('tf_efficientnet_lite0', 3, width=8)
+    start = {key: weights.weight(key, leaf.shape) for key, leaf in torch_weights.torch_shapes(model).items()}
+    state_dicts.save(tmp_path / 'x.safetensors', start, {})
+    for padding, options in (('same', ()), ('symmetric', ('--padding', 'symmetric'))):
+        assert run('tf_efficientnet_lite0', tmp_path / 'x.safetensors', tmp_path / padding, *options) == 0
+        loaded = network.load(tmp_path / padding)
+        assert loaded.about['padding'] == loaded.model.module.padding == padding
+    assert run('tf_efficientnet_lite0', tmp_path / 'x.safetensors', tmp_path / 'no', '--padding', 'none') == 2
+    assert "padding='none' is none of ('same', 'symmetric')" in capsys.readouterr().err
+    assert run('resnet18', tmp_path / 'x.safetensors', tmp_path / 'no', '--padding', 'same', '--num-classes', 3) == 2
+    assert "model.padding='same': a resnet18 has no such option" in capsys.readouterr().err
+    few = ('tf_efficientnet_lite0', 'tf_efficientnet_lite1', 'efficientnet_lite0', 'resnet18')
+    monkeypatch.setattr(models, 'ARCHITECTURES', {name: models.ARCHITECTURES[name] for name in few})
+    assert run('tf_efficientnet_lite1', tmp_path / 'x.safetensors', tmp_path / 'no') == 2
+    assert 'They fit tf_efficientnet_lite0 and efficientnet_lite0' in capsys.readouterr().err

@@ -206,7 +206,7 @@ def test_commands_that_find_no_room_end_in_one_line(tmp_path, tiny_folder, modul
     model = models.create('resnet18', 4, width=8)
     variables = jax.device_get(model.init(jax.random.key(0)))
     checkpoint.save_model(tmp_path / 'network', variables, {'architecture': 'resnet18'})
-    state_dicts.save(tmp_path / 'x.safetensors', torch_weights.to_torch(variables), {})
+    state_dicts.save(tmp_path / 'x.safetensors', torch_weights.to_torch(variables, model), {})
     with mounted(tmp_path / 'disk', 'size=100k') as place:
         places = {
             'DATA': tiny_folder,

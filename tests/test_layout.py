@@ -26,7 +26,7 @@ COMMANDS = {'main', 'advise', 'convert', 'dryrun', 'extract', 'prepare'}  # thin
 DATA_MAY_IMPORT = {'numba', 'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
 CORE_WITHOUT_JAX = ('errors', 'files', 'progress', 'sections')
 FORBIDDEN = ('config.get(', 'pmap(', 'shard_map(', 'flax.training')
-EXEMPT = {('layers.py', 'shard_map(')}  # around an error of XLA
+EXEMPT = {('devices.py', 'shard_map(')}  # around an error of XLA
 
 
 def imports(path: Path) -> set[str]:

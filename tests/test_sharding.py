@@ -15,8 +15,8 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
 from fixres_jax.models import Model, layers
-from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.models.resnet import REMAT, Bottleneck, ResNet
+from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD, REMAT
+from fixres_jax.models.resnet import Bottleneck, ResNet
 from fixres_jax.training import state
 from fixres_jax.training.optimization import make_sgd
 from fixres_jax.training.schedules import make_schedule

@@ -11,7 +11,7 @@ import pytest
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.machines import sharding
-from fixres_jax.models import EVAL, TRAIN, Mode
+from fixres_jax.models import EVAL, TRAIN, Mode, resnet
 from fixres_jax.training import state
 from fixres_jax.training.optimization import make_sgd
 from fixres_jax.training.step import make_train_step
@@ -29,7 +29,7 @@ def variables_of(model, weight=weights.weight):
     return torch_weights.from_torch({key: weight(key, leaf.shape) for key, leaf in shapes.items()}, model)
 
 
-@pytest.mark.parametrize('name', models.ARCHITECTURES)
+@pytest.mark.parametrize('name', resnet.ROWS)
 def test_every_name_and_shape_is_torchvisions(name):
     shapes = {key: leaf.shape for key, leaf in torch_weights.torch_shapes(models.create(name)).items()}
     # Every BatchNorm of torch has a counter too.
@@ -70,9 +70,9 @@ def steps(name, weight, *, trainable, mode, **golden):
     return before, jax.device_get(now.variables)
 
 
-def differences(variables, keys, golden):
+def differences(variables, model, keys, golden):
     """Return by name how far an array is from torch's, in units of its root mean square."""
-    state_dict = torch_weights.to_torch(variables)
+    state_dict = torch_weights.to_torch(variables, model)
     found = np.stack([weights.summary(key, state_dict[key]) for key in keys])
     return dict(zip(keys, np.abs(found - golden).max(1) / golden[:, 0], strict=True))
 
@@ -80,22 +80,24 @@ def differences(variables, keys, golden):
 @pytest.mark.parametrize('name', weights.TRAINED)
 def test_training_steps_are_torchs(name):
     before, after = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
-    keys = sorted(key for key in torch_weights.to_torch(after) if not key.endswith(torch_weights.COUNTER))
+    model = models.create(name, weights.CLASSES)
+    keys = sorted(key for key in torch_weights.to_torch(after, model) if not key.endswith(torch_weights.COUNTER))
     golden = GOLDEN[f'{name}/trained']
-    assert max(differences(after, keys, golden).values()) < 1e-4
+    assert max(differences(after, model, keys, golden).values()) < 1e-4
     # Every array has moved by far more than the tolerance, so that none is compared in vain.
-    assert min(differences(before, keys, golden).values()) > 1e-3
+    assert min(differences(before, model, keys, golden).values()) > 1e-3
 
 
 def test_fine_tuning_is_torchs():
     name = weights.FINETUNED
-    rules = models.ARCHITECTURES[name].finetune
+    rules = models.ARCHITECTURES[name].finetune()
     rules = {'trainable': rules['trainable'], 'mode': Mode(rules['batch_norm'])}
     before, after = steps(name, weights.weight, **rules, **weights.FINETUNE)
+    model = models.create(name, weights.CLASSES)
     keys, golden = weights.FINETUNED_KEYS, GOLDEN[f'{name}/finetuned']
-    assert max(differences(after, keys, golden).values()) < 1e-4
-    assert min(differences(before, keys, golden).values()) > 1e-2
-    old, new = torch_weights.to_torch(before), torch_weights.to_torch(after)
+    assert max(differences(after, model, keys, golden).values()) < 1e-4
+    assert min(differences(before, model, keys, golden).values()) > 1e-2
+    old, new = torch_weights.to_torch(before, model), torch_weights.to_torch(after, model)
     assert {key for key in old if not np.array_equal(old[key], new[key])} == set(keys)
     assert trees.diff(before, after).message() == ''
 
@@ -125,7 +127,9 @@ def test_what_is_trained_here_gives_the_same_logits_in_torch(tmp_path):
 
     name = 'resnet18'
     _, variables = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
-    state_dicts.save(tmp_path / 'trained.safetensors', torch_weights.to_torch(variables), {})
+    state_dicts.save(
+        tmp_path / 'trained.safetensors', torch_weights.to_torch(variables, models.create(name, weights.CLASSES)), {}
+    )
     network = torch_models.create(name, weights.CLASSES)
     network.load_state_dict(load_file(tmp_path / 'trained.safetensors'), strict=True)
     images = weights.images(2, 97)

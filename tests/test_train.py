@@ -85,7 +85,7 @@ def test_from_scratch_everything_moves(from_scratch):
 
 
 def test_fine_tuning_moves_only_what_the_two_regexes_name(mesh):
-    regexes = models.ARCHITECTURES['resnet18'].finetune
+    regexes = models.ARCHITECTURES['resnet18'].finetune()
     before, after, _ = steps(mesh, regexes['trainable'], models.Mode(regexes['batch_norm']))
     assert changed(before.params, after.params) == {'fc/kernel', 'fc/bias'}
     assert changed(before.batch_stats, after.batch_stats) == {'layer4/1/bn2/mean', 'layer4/1/bn2/var'}
@@ -99,7 +99,7 @@ def test_fine_tuning_has_no_backward_pass_through_the_trunk(mesh):
         shapes = state.abstract(MODEL, tx, trainable, mesh=mesh)
         return step_fn.lower(shapes, make_batch(0), jax.random.key(0)).as_text().count('stablehlo.convolution')
 
-    regexes = models.ARCHITECTURES['resnet18'].finetune
+    regexes = models.ARCHITECTURES['resnet18'].finetune()
     # The 3x3 and 7x7 convolutions of the forward pass, and no more; 1x1 are written as products.
     assert count_convolutions(regexes['trainable'], models.Mode(regexes['batch_norm'])) == 17
     assert count_convolutions('.*', models.TRAIN) > 45

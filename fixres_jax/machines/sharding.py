@@ -67,8 +67,8 @@ def place(tree: Any, mesh: Mesh, layout: str) -> Any:
 def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
     """Return `jax.jit` of a function that applies a network, with the mesh in its context.
 
-    There the layers can ask for whole kernels (`models.layers.gather`), which the layout 'fsdp' needs: of a convolution
-    with a part of a kernel on each device the compiler makes a loop that passes the parts around.
+    There the layers can ask for whole kernels (`models.devices.gather`), which the layout 'fsdp' needs: of a
+    convolution with a part of a kernel on each device the compiler makes a loop that passes the parts around.
     """
 
     @functools.wraps(function)

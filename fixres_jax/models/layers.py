@@ -1,4 +1,4 @@
-"""What every architecture is built of: Mode, BatchNorm, and convolution and pooling with torch's padding."""
+"""What every architecture is built of; the families take all of it from here."""
 
 import dataclasses
 import difflib
@@ -10,10 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
 
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
+from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
+from fixres_jax.models.devices import gather
+from fixres_jax.models.pooling import avg_pool, max_pool
+
+__all__ = [
+    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm', 'Mode',
+    'Padding', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers', 'gather', 'max_pool', 'normalize', 'same', 'symmetric',
+    'valid',
+]  # fmt: skip
 
 
 @jax.tree_util.register_static
@@ -26,12 +34,14 @@ class Mode:
         ('layer4/2/bn3'): those that match normalize by the statistics of the batch and move their averages; '' selects
         none.
       dropout: whether dropout is active, in the architectures that have it.
+      drop_path: whether drop path is: where the whole network trains, because a frozen trunk is in evaluation mode.
       population: the layers that match take the batch's own mean and population variance (divided by n, not n - 1) as
         their running values instead of moving towards them: what an exact average over many batches is made of.
     """
 
     batch_norm: str = ''
     dropout: bool = False
+    drop_path: bool = False
     population: bool = False
 
     def selects(self, layer: str) -> bool:
@@ -41,7 +51,7 @@ class Mode:
 
 
 EVAL = Mode()
-TRAIN = Mode(batch_norm='.*', dropout=True)
+TRAIN = Mode(batch_norm='.*', dropout=True, drop_path=True)
 
 
 def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
@@ -62,7 +72,9 @@ def batch_norm_layers(batch_stats: trees.Tree, regex: str) -> tuple[str, ...]:
         selected = tuple(name for name in names if re.fullmatch(regex, name))
     except re.error as error:
         raise UsageError(f'batch_norm={regex!r} is not a regular expression: {error}.') from error
-    if regex and not selected:
+    if regex and not names and regex != '.*':  # which means all there are
+        raise UsageError(f'batch_norm={regex!r} matches nothing: this network has no BatchNorm layers. Leave it empty.')
+    if regex and names and not selected:
         near = ', '.join(difflib.get_close_matches(regex, names, n=3, cutoff=0.0))
         raise UsageError(f'batch_norm={regex!r} matches none of the {len(names)} BatchNorm layers. Near names: {near}.')
     return selected
@@ -76,133 +88,6 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
         raise UsageError(f'Images are uint8, or floating and already normalized; these are {images.dtype}.')
     mean, std = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
     return ((images.astype(jnp.float32) / 255 - mean) / std).astype(dtype)
-
-
-def max_pool(x: jax.Array) -> jax.Array:
-    """Take the maximum over 3x3 windows with stride 2 and torch's padding of one pixel on every side.
-
-    Of equal values the first of a window has the gradient, as in torch.
-    """
-
-    def whole(x):
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-    # The TPU has an instruction for the gradient. XLA:GPU keeps four indices of 32 bits a window for it, and on the CPU
-    # the gradient below is 8 times faster than XLA's, if not in bfloat16, of which a CPU has no arithmetic.
-    return lax.platform_dependent(
-        x, tpu=whole, cpu=lambda x: _pool(x.astype(jnp.float32)).astype(x.dtype), default=_pool
-    )
-
-
-@jax.custom_vjp
-def _pool(x: jax.Array) -> jax.Array:
-    return _pool_forward(x)[0]
-
-
-def _pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Return the maxima, and (uint8 places of the maxima in their windows, an empty array of the height and width)."""
-    height, width = x.shape[1:3]
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    shape = (x.shape[0], rows, columns, x.shape[3])
-    best, place = jnp.full(shape, -jnp.inf, x.dtype), jnp.zeros(shape, jnp.uint8)
-    for number, (row, column) in enumerate(_WINDOW):
-        value = padded[:, row : row + 2 * rows - 1 : 2, column : column + 2 * columns - 1 : 2]
-        larger = (value > best) | jnp.isnan(value)
-        best, place = jnp.where(larger, value, best), jnp.where(larger, jnp.uint8(number), place)
-    return best, (place, jnp.zeros((0, height, width)))
-
-
-def _pool_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
-    place, (_, height, width) = kept[0], kept[1].shape
-    _, rows, columns, _ = place.shape
-    total = 0.0
-    for number, (row, column) in enumerate(_WINDOW):
-        part = jnp.where(place == number, gradient.astype(jnp.float32), 0.0)
-        above, left = row - 1, column - 1
-        below, right = height - above - (2 * rows - 1), width - left - (2 * columns - 1)
-        total += lax.pad(part, 0.0, ((0, 0, 0), (above, below, 1), (left, right, 1), (0, 0, 0)))
-    return (total.astype(gradient.dtype),)
-
-
-_WINDOW = tuple((row, column) for row in range(3) for column in range(3))
-_pool.defvjp(_pool_forward, _pool_backward)
-
-
-def gather(kernel: jax.Array) -> jax.Array:
-    """Return a kernel that is whole on every device of the mesh in the context; itself where no mesh is.
-
-    The parameters may lie in parts on the devices, see `sharding.place`. Their gradients are summed into such parts.
-    """
-    if jax.sharding.get_abstract_mesh().empty:
-        return kernel
-    return lax.with_sharding_constraint(kernel, PartitionSpec())
-
-
-def by_device(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Return convolve(x, kernel), each device of the mesh in the context with its own images.
-
-    For a convolution in groups XLA has to be told: on CPU and GPU it gathers the whole batch on every device otherwise
-    (https://github.com/openxla/xla/issues/47945).
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return convolve(x, kernel)
-    images = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(convolve, in_specs=(images, PartitionSpec()), out_specs=images)(x, kernel)
-
-
-def symmetric(side: int) -> tuple[int, int]:
-    """Return torch's usual padding of an odd kernel: half of it on both ends."""
-    return side // 2, side // 2
-
-
-class Conv(nn.Module):
-    """Convolve without bias, in the dtype of the input.
-
-    Attributes:
-      features: number of output channels.
-      kernel_size: pixels of the square kernel's side, odd.
-      stride: of both axes.
-      padding: function of the kernel's side -> pixels before and after each axis, such as `symmetric`.
-      groups: of channels, as in ResNeXt.
-    """
-
-    features: int
-    kernel_size: int
-    stride: int = 1
-    groups: int = 1
-    padding: Callable[[int], tuple[int, int]] = dataclasses.field(kw_only=True)
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        side = self.kernel_size
-        kernel = self.param(
-            'kernel',
-            nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'),  # Kaiming, as torchvision's ResNets
-            (side, side, x.shape[-1] // self.groups, self.features),
-            jnp.float32,
-        ).astype(x.dtype)
-        kernel = gather(kernel)  # in the dtype that it is used in: the fewest bytes
-
-        def convolve(x, kernel):
-            return lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=(self.padding(side), self.padding(side)),
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                feature_group_count=self.groups,
-            )
-
-        def multiply(x, kernel):
-            return lax.dot_general(x[:, :: self.stride, :: self.stride], kernel[0, 0], (((3,), (0,)), ((), ())))
-
-        if side == 1 and self.groups == 1:
-            # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of a product at 73. On
-            # accelerators a convolution is fused with its neighbours and a product is not.
-            return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
-        return by_device(convolve, x, kernel) if 1 < self.groups < x.shape[-1] else convolve(x, kernel)
 
 
 class BatchNorm(nn.Module):
@@ -303,9 +188,8 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
-        kernel = self.param('kernel', _uniform, (inputs, self.num_classes), inputs)
+        kernel = gather(self.param('kernel', _uniform, (inputs, self.num_classes), inputs))
         bias = self.param('bias', _uniform, (self.num_classes,), inputs)
-        kernel = gather(kernel)
         # Without the precision an accelerator multiplies float32 in TF32 or bfloat16.
         return jnp.matmul(x.astype(jnp.float32), kernel, precision='highest') + bias.reshape(1, -1)
 
@@ -314,3 +198,72 @@ def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
     """Draw from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
     bound = inputs**-0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+class LayerNorm(nn.Module):
+    """Normalize the channels of each position in float32, in the dtype of the input."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        affine = (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), jnp.float32).reshape(affine)
+        bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32).reshape(affine)
+        values = x.astype(jnp.float32)
+        centred = values - values.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """Leave out numbers of the embedding where `mode.dropout` is on, and scale the others up."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return _drop(self, x, mode.dropout, x.shape)
+
+
+class DropPath(nn.Module):
+    """Leave out whole images of a block's branch where `mode.drop_path` is on, and scale the others up.
+
+    Huang et al. 2016, stochastic depth.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        return _drop(self, x, mode.drop_path, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def _drop(layer: Dropout | DropPath, x: jax.Array, active: bool, shape: tuple[int, ...]) -> jax.Array:
+    """Zero what a mask of `shape` says; it follows from the place in the batch, not from the devices."""
+    if not (active and layer.rate):
+        return x
+    kept = jax.random.bernoulli(layer.make_rng('dropout'), 1 - layer.rate, shape)
+    return jnp.where(kept, x / (1 - layer.rate), jnp.zeros((), x.dtype))
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate that two 1x1 convolutions make of the mean over all positions.
+
+    Attributes:
+      squeezed: channels between the two.
+      names: of the two.
+      activation: between them.
+      gate: after them.
+    """
+
+    squeezed: int
+    names: tuple[str, str] = ('conv_reduce', 'conv_expand')
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
+        y = self.activation(Conv(self.squeezed, 1, padding=valid, bias=True, name=self.names[0])(mean))
+        return x * self.gate(Conv(x.shape[-1], 1, padding=valid, bias=True, name=self.names[1])(y))

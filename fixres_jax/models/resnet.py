@@ -7,14 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.core.errors import UsageError
 from fixres_jax.models import layers
+from fixres_jax.models.architecture import Architecture
 
 # torch's defaults, with which every released weight of the family was trained.
 BatchNorm = functools.partial(layers.BatchNorm, epsilon=1e-5, momentum=0.1)
 Conv = functools.partial(layers.Conv, padding=layers.symmetric)
-# What the backward pass may compute again instead of keeping it.
-REMAT = ('', 'block', 'stage')
 
 
 class Downsample(nn.Module):
@@ -152,7 +151,7 @@ class ResNet(nn.Module):
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         x = Conv(self.width, 7, 2, name='conv1')(x)
         x = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(x, mode))
-        x = layers.max_pool(x)
+        x = layers.max_pool(x, 3, 2, layers.symmetric)
         make_stage = nn.remat(Stage) if self.remat == 'stage' else Stage
         for i, depth in enumerate(self.depths):
             planes = self.width * 2**i
@@ -180,15 +179,33 @@ def create_resnet(block: type[nn.Module], depths: tuple[int, ...], **options: An
       **options: the other attributes of `ResNet`.
     """
     model = ResNet(block, depths, **options)
-    for field in ('width', 'bn_group_size'):
-        value = getattr(model, field)
-        if value is not None and value < 1:
-            raise UsageError(f'{field}={value} makes no network: it is at least 1.')
-    if model.remat not in REMAT:
-        raise UsageError(f'remat={model.remat!r} is none of {REMAT}.{nearest(model.remat, REMAT)}')
     if int(model.width * model.base_width / 64) < 1:
         raise UsageError(
             f'A network with groups of {model.base_width} channels has none left at width={model.width}: '
             f'width is at least {-(-64 // model.base_width)}.'
         )
     return model
+
+
+def _row(last_batch_norm: str, *shape: Any, **options: Any) -> Architecture:
+    build = functools.partial(create_resnet, *shape, **options)
+    return Architecture(build, 'fc', 'conv1', last_batch_norm, options={'zero_init_residual': False}, note=NOTE)
+
+
+NOTE = 'statistics of the BatchNorm that ends the last block, and the classifier'
+ROWS = {
+    'resnet18': _row('layer4/1/bn2', BasicBlock, (2, 2, 2, 2)),
+    'resnet34': _row('layer4/2/bn2', BasicBlock, (3, 4, 6, 3)),
+    'resnet50': _row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3)),
+    'resnet101': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3)),
+    'resnet152': _row('layer4/2/bn3', Bottleneck, (3, 8, 36, 3)),
+    'wide_resnet50_2': _row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), base_width=128),
+    'wide_resnet101_2': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), base_width=128),
+    'resnext50_32x4d': _row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), groups=32, base_width=4),
+    'resnext101_32x4d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=4),
+    'resnext101_32x8d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=8),
+    'resnext101_64x4d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=64, base_width=4),
+    'resnext101_32x16d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=16),
+    'resnext101_32x32d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=32),
+    'resnext101_32x48d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=48),
+}

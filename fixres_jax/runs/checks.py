@@ -34,11 +34,13 @@ def sgd_on_embeddings(model: Model, finetuning: Finetuning, task: str) -> None:
     """Raise UsageError for a fine-tuning that SGD on embeddings cannot do: it trains the classifier alone, on one
     embedding of each image."""
     instead = 'task=finetune' if task == 'adapt' else 'adaptation=finetune'
-    params, whole = model.shapes()['params'], model.architecture.trainable
+    params, whole = model.shapes()['params'], model.architecture.head
     chosen, classifier = (
         trees.flatten(trees.split(params, regex)[0]).keys() for regex in (finetuning.trainable, whole)
     )
-    others = sorted(chosen ^ classifier)
+    # A classifier of the embedding can express what the affine of a LayerNorm before it can.
+    norm = model.architecture.head_norm
+    others = sorted(name for name in chosen ^ classifier if not (norm and name.startswith(f'{norm}/')))
     if others:
         raise UsageError(
             f'finetune.trainable={finetuning.trainable!r} and the classifier differ by {", ".join(others[:3])} '

@@ -43,7 +43,8 @@ def identify(s: Settings, given: Mapping[str, Any]) -> tuple[str, int]:
 
 def finetuning(s: Settings, name: str) -> Finetuning:
     """Return how the config fine-tunes; the regexes that it leaves open are those of the architecture."""
-    own = models.find(name).finetune
+    # In one pass the last statistics and the classifier change, whatever the reference fine-tunes.
+    own = models.find(name).finetune(s.finetune.follows if 'finetune' in s.phases else 'paper')
     return dataclasses.replace(s.finetune, **{field: getattr(s.finetune, field) or own[field] for field in own})
 
 
@@ -83,7 +84,8 @@ def describe(s: Settings, given: Mapping[str, Any], class_names: tuple[str, ...]
     train_resolution, crop = s.train.resolution, s.train.crop
     if not s.trains:  # The network comes trained.
         train_resolution, crop = given.get('train_resolution') or train_resolution, given.get('crop') or crop
-    return {
+    padding = s.model.padding or given.get('padding') or architecture.options.get('padding')
+    return ({'padding': padding} if padding else {}) | {
         'version': __version__,
         'architecture': name,
         'width': width,
@@ -114,17 +116,17 @@ def create(s: Settings, about: Mapping[str, Any], platform: str | None = None) -
         about['num_classes'],
         dtype=DTYPES[automatic if s.model.dtype == 'auto' else s.model.dtype],
         bn_group_size=s.model.bn_group_size or None,
-        zero_init_residual=s.model.zero_init_residual,
         width=about['width'],
         remat=s.model.remat,
         mean=tuple(about['mean']),
         std=tuple(about['std']),
+        **s.model.of_family | ({'padding': about['padding']} if about.get('padding') else {}),
     )
 
 
 def _fit(model: Model, given: Variables, s: Settings, num_data_classes: int) -> Variables:
     """Return loaded variables that fit the model, with a fresh classifier where `reset_head` asks for one."""
-    classifier = model.architecture.trainable
+    classifier = model.architecture.head
     if s.reset_head:
         _, trunk = trees.split(given['params'], classifier)
         given = {**given, 'params': trees.merge(model.draw_head(jax.random.key(s.seed)), trunk)}

@@ -113,7 +113,7 @@ def open_run(s: Settings, workdir: epath.Path) -> Run:
     architecture = models.find(name)
     settings.check_architecture(s, name, architecture)
     finetuning = networks.finetuning(s, name)
-    checks.layers(models.create(name, width=width), {'train': s.train, 'finetune': finetuning})
+    checks.layers(models.create(name, width=width, **s.model.of_family), {'train': s.train, 'finetune': finetuning})
 
     # 2. The images; their labels follow the classes of the given network.
     images = open_images(s, workdir)

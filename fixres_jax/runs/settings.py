@@ -112,11 +112,14 @@ def _check_groups(o: Training, size: int) -> None:
 
 def check_architecture(s: Settings, name: str, architecture: Architecture) -> None:
     """Raise UsageError for resolutions that an architecture cannot take."""
-    least = architecture.min_resolution
+    least, multiple = architecture.min_resolution, architecture.multiple
     sizes = [('train.resolution', s.train.resolution), ('test.resolution', s.test.resolution)]
     for field, size in (*sizes, *(('test.resolutions', size) for size in s.test.resolutions)):
         if 0 < size < least:
             raise UsageError(f'{field}={size} is too small for {name}: expected {least} or more, such as {2 * least}.')
+        if size % multiple:
+            near = max(least, multiple * round(size / multiple))
+            raise UsageError(f'{field}={size}: {name} takes multiples of {multiple}, such as {near}.')
     images = s.model.bn_group_size or s.train.batch_size // s.train.accumulate_steps
     if s.trains and s.train.batch_norm and images == 1 and s.train.resolution <= architecture.stride:
         raise UsageError(

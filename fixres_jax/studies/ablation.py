@@ -92,13 +92,16 @@ def _affine_rows(subject: Subject) -> list[dict[str, Any]]:
     before = subject.networks.before
     start = dataclasses.replace(before, model=train.regroup(before.model, how, 'ablation'))
     layer, transform = how.batch_norm, subject.test_transforms((resolution,))
-    regexes = {
-        'scale and bias': (f'{layer}/(scale|bias)', ''),
-        'statistics, scale and bias': (f'{layer}/(scale|bias)', layer),
-        'classifier, by SGD': (how.trainable, ''),
-        'statistics and classifier, by SGD': (how.trainable, layer),
-        'statistics, scale and bias, classifier': (f'{how.trainable}|{layer}/(scale|bias)', layer),
-    }
+    affine = f'({layer})/(scale|bias)'
+    regexes = {'classifier, by SGD': (how.trainable, '')}
+    if layer:
+        regexes = {
+            'scale and bias': (affine, ''),
+            'statistics, scale and bias': (affine, layer),
+            **regexes,
+            'statistics and classifier, by SGD': (how.trainable, layer),
+            'statistics, scale and bias, classifier': (f'{how.trainable}|{affine}', layer),
+        }
     networks = {'nothing': before}
     for number, (part, (trainable, batch_norm)) in enumerate(regexes.items()):
         part_of_it = {'epochs': subject.epochs, 'trainable': trainable, 'batch_norm': batch_norm}

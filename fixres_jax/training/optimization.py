@@ -9,6 +9,7 @@ from fixres_jax.core import sections
 from fixres_jax.core.sections import Section
 from fixres_jax.data import pipeline, transforms
 from fixres_jax.machines.runtime import MAX_BATCH
+from fixres_jax.models import architecture
 from fixres_jax.training import schedules
 
 _REGEX = sections.Rule(sections.is_regex, 'a regular expression', '.*')
@@ -112,9 +113,13 @@ class Finetuning(Optimization):
     """Fine-tuning through the network, and the values of SGD on embeddings."""
 
     PATH = 'finetune.'
-    RULES = Optimization.RULES | {'augmentation': sections.one_of(('test', 'v2'))}
+    RULES = Optimization.RULES | {
+        'augmentation': sections.one_of(('test', 'v2')),
+        'follows': sections.one_of(architecture.RULES),
+    }
 
     augmentation: str
+    follows: str
 
 
 def count_steps(o: Optimization, num_images: int) -> int:

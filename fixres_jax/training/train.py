@@ -9,6 +9,7 @@ import optax
 from etils import epath
 
 from fixres_jax import models
+from fixres_jax.core import trees
 from fixres_jax.core.progress import log
 from fixres_jax.data import pipeline
 from fixres_jax.data.sources import Source
@@ -60,11 +61,12 @@ def prepare(
 ) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
     """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
     num_steps, tx, schedule = make_optimizer(how, num_images)
+    _, frozen = trees.split(model.shapes()['params'], how.trainable)
     step_fn = make_train_step(
         model,
         tx,
         how.trainable,
-        Mode(how.batch_norm, dropout=True),
+        Mode(how.batch_norm, dropout=True, drop_path=not frozen),
         mesh=runtime.mesh,
         layout=runtime.layout,
         accumulate_steps=how.accumulate_steps,

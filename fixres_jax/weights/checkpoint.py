@@ -177,7 +177,8 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
     directory = epath.Path(directory)
     # Arrays on the host change no more: orbax need not copy gigabytes of them before it writes.
     host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
-    devices = ocp.type_handlers.get_type_handler(jax.Array)
+    # Shares of each replica would be cut by a program for each shape, which take longer to compile than to write whole.
+    devices = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, host), (jax.Array, devices))
     handlers = {'model': ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
     with _one_line(f'A network could not be written to {directory}', lambda: 'Make room or mend the disk.'):

@@ -45,7 +45,7 @@ class Network:
         """Return the network with some leaves exchanged, given by their '/' names, such as 'params/fc/bias'."""
         flat = trees.flatten(self.variables)
         assert leaves.keys() <= flat.keys(), sorted(leaves.keys() - flat.keys())
-        return dataclasses.replace(self, variables=trees.unflatten(flat | dict(leaves)))
+        return dataclasses.replace(self, variables={'batch_stats': {}} | trees.unflatten(flat | dict(leaves)))
 
     def with_head(self, head: Mapping[str, Any]) -> 'Network':
         """Return the network with another classifier of the same shape."""
@@ -80,8 +80,8 @@ def load(path: epath.PathLike, **options: Any) -> Network:
     name = about['architecture']
     prefix = f'params/{models.find(name).classifier}'
     num_classes = trees.flatten(variables)[f'{prefix}/bias'].shape[0]
-    told = {field: about[field] for field in ('width', 'mean', 'std') if about.get(field)}
-    return Network(models.create(name, num_classes, **told, **options), variables, about)
+    told = {field: about[field] for field in ('width', 'mean', 'std', 'padding') if about.get(field)}
+    return Network(models.create(name, num_classes, **told | options), {'batch_stats': {}} | variables, about)
 
 
 def save(directory: epath.PathLike, network: Network) -> None:

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from fixres_jax.weights import efficientnet_releases
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
 SWSL = 'README of facebookresearch/semi-supervised-ImageNet1K-models'
+LITE = "README of tensorflow/tpu's efficientnet/lite, of the TensorFlow weights"
 FIXRES = 'README of facebookresearch/FixRes'
 WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
 
@@ -32,6 +35,7 @@ class Release:
       resize_ratio: resized side over test crop.
       resize: side that is resized: 'short', or 'height' as the FixRes code does.
       interpolation: of the test transform.
+      mean, std: of the channels, in [0, 1]; () for those of the architecture's row.
     """
 
     name: str
@@ -44,15 +48,33 @@ class Release:
     resize_ratio: float = 256 / 224
     resize: str = 'short'
     interpolation: str = 'bilinear'
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def metadata(self) -> dict[str, Any]:
         """Return what an evaluation needs to know."""
         names = ('train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation')
-        return {'release': self.name} | {name: getattr(self, name) for name in names}
+        channels = {name: list(getattr(self, name)) for name in ('mean', 'std') if getattr(self, name)}
+        return {'release': self.name} | {name: getattr(self, name) for name in names} | channels
 
 
 def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: Any) -> tuple[Release, ...]:
     return tuple(Release(*row, source, **common) for row in rows)
+
+
+def _efficientnets() -> tuple[Release, ...]:
+    """Return the EfficientNets of timm, and the Lite network whose file the PyPI package of its name holds."""
+    found = []
+    for name, file, train, test, crop, interpolation, value, top1 in efficientnet_releases.ROWS:
+        channels = ((value,) * 3,) * 2 if value else (IMAGENET_MEAN, IMAGENET_STD)
+        found.append(Release(
+            f'timm/{name}', name.partition('.')[0], file, top1, TIMM, train, test, 1 / crop,
+            interpolation=interpolation, mean=channels[0], std=channels[1],
+        ))  # fmt: skip
+    lite = next(release for release in found if release.architecture == 'tf_efficientnet_lite0')
+    return (*found, dataclasses.replace(
+        lite, name='pypi/efficientnet_lite0', file='efficientnet-lite0-57934424.pth', top1=75.1, source=LITE,
+    ))  # fmt: skip
 
 
 # In timm 1.0.31 resnetaa50, resnetblur18 and resnetblur50: names and shapes of all its models' arrays were compared
@@ -140,6 +162,7 @@ RELEASES = (
         ('fixres/resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 86.3),
         ('fixres/resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 86.4),
     ], resize='height', test_resolution=320),
+    *_efficientnets(),
 )  # fmt: skip
 
 

@@ -17,11 +17,12 @@ from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import Model
 
-LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias', 'mean': 'running_mean', 'var': 'running_var'}
+# Other leaves, such as a position embedding, have one name on both sides.
+LEAVES = {'kernel': 'weight', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 COUNTER = 'num_batches_tracked'  # torch counts the batches of a BatchNorm and, at a fixed momentum, never reads it
-# By rank of a kernel: HWIO or [in, out] here, OIHW or [out, in] in torch.
-TO_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}
-FROM_TORCH_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
+# By rank of a kernel: HWIO, WIO or [in, out] here, OIHW, OIW or [out, in] in torch.
+TO_TORCH_AXES = {4: (3, 2, 0, 1), 3: (2, 1, 0), 2: (1, 0)}
+FROM_TORCH_AXES = {4: (2, 3, 1, 0), 3: (2, 1, 0), 2: (1, 0)}
 
 
 def from_torch(state_dict: Mapping[str, Any], model: Model, *, reset_head: bool = False) -> dict[str, Any]:
@@ -50,32 +51,62 @@ def from_torch(state_dict: Mapping[str, Any], model: Model, *, reset_head: bool 
             wanted.pop(names[path])
             found.pop(names[path], None)
     _check(wanted, found)
-    flat = {path: fresh[path] if path in fresh else _convert(path, name, found[name]) for path, name in names.items()}
-    return trees.unflatten(flat)
+    leaves = _leaves(model)
+    flat = {
+        path: fresh[path] if path in fresh else _convert(path, name, found[name]).reshape(leaves[path].shape)
+        for path, name in names.items()
+    }
+    return {'batch_stats': {}} | trees.unflatten(flat)
 
 
-def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Turn variables into a torch state_dict that `load_state_dict(strict=True)` accepts.
+def to_torch(variables: Mapping[str, Any], model: Model) -> dict[str, np.ndarray]:
+    """Turn variables into a torch state_dict that `load_state_dict(strict=True)` accepts, in torch's order.
 
     Args:
       variables: {'params': ..., 'batch_stats': ...}, arrays.
+      model: whose they are.
 
     Returns:
       torch name -> numpy array, contiguous; batch counters are zero.
     """
-    state_dict = {}
-    for path, leaf in trees.flatten({name: variables[name] for name in ('params', 'batch_stats')}).items():
-        array, name = np.asarray(leaf), torch_name(path)
-        state_dict[name] = np.ascontiguousarray(array.transpose(TO_TORCH_AXES[array.ndim]) if _moves(path) else array)
+    flat, state_dict = trees.flatten({name: variables[name] for name in ('params', 'batch_stats')}), {}
+    shapes = torch_shapes(model)
+    for path in _in_order(model):
+        array, name = np.asarray(flat[path]), torch_name(path)
+        moved = array.transpose(TO_TORCH_AXES[array.ndim]) if _moves(path) else array
+        one_by_one = (1, 1) if len(shapes[name].shape) == moved.ndim + 2 else ()
+        state_dict[name] = np.ascontiguousarray(moved).reshape(*moved.shape, *one_by_one)
         if name.endswith('running_var'):
             state_dict[name.replace('running_var', COUNTER)] = np.zeros((), np.int64)
     return state_dict
 
 
+@functools.cache
+def _in_order(model: Model) -> tuple[str, ...]:
+    """Return the '/' names of a model's leaves as torch orders them.
+
+    The layers in the order in which they are called, the leaves of each before those of layers inside it, and of a
+    BatchNorm its affine before its statistics.
+    """
+    nested: dict[str, Any] = {}
+    for path in sorted(model.names(), key=lambda path: path.startswith('batch_stats/')):
+        _, *modules, _ = path.split('/')
+        level = nested
+        for module in modules:
+            level = level.setdefault(module, {})
+        level.setdefault('', []).append(path)
+
+    def walk(level: dict[str, Any]) -> list[str]:
+        inside = [path for name, child in level.items() if name for path in walk(child)]
+        return level.get('', []) + inside
+
+    return tuple(walk(nested))
+
+
 def torch_name(path: str) -> str:
     """Return torch's name of a leaf: 'layer4.2.bn3.running_mean' for 'batch_stats/layer4/2/bn3/mean'."""
     _, *modules, leaf = path.split('/')
-    return '.'.join((*modules, LEAVES[leaf]))
+    return '.'.join((*modules, LEAVES.get(leaf, leaf)))
 
 
 def _moves(path: str) -> bool:
@@ -85,9 +116,13 @@ def _moves(path: str) -> bool:
 def torch_shapes(model: Model) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shape of every array of a model's state_dict in torch, batch counters left out."""
 
+    architecture = model.architecture
+    convolution = f'params/{architecture.classifier}/kernel' if architecture.convolution_head else ''
+
     def move(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axes = TO_TORCH_AXES[len(leaf.shape)] if _moves(path) else range(len(leaf.shape))
-        return jax.ShapeDtypeStruct(tuple(leaf.shape[axis] for axis in axes), leaf.dtype)
+        one_by_one = (1, 1) if path == convolution else ()
+        return jax.ShapeDtypeStruct((*(leaf.shape[axis] for axis in axes), *one_by_one), leaf.dtype)
 
     return {torch_name(path): move(path, leaf) for path, leaf in _leaves(model).items()}
 
@@ -116,10 +151,9 @@ def _check(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
 def options_of(state_dict: Mapping[str, Any], name: str) -> dict[str, int]:
     """Return the number of classes and the width that a state_dict has for an architecture, where it says them."""
     architecture = models.find(name)
-    sources = {
-        'num_classes': torch_name(f'params/{architecture.classifier}/bias'),
-        'width': torch_name(f'params/{architecture.stem}/kernel'),
-    }
+    sources = {'num_classes': torch_name(f'params/{architecture.classifier}/bias')}
+    if architecture.width:
+        sources['width'] = torch_name(f'params/{architecture.stem}/kernel')
     return {option: state_dict[key].shape[0] for option, key in sources.items() if key in state_dict}
 
 
@@ -129,7 +163,7 @@ def fitting(state_dict: Mapping[str, Any]) -> list[str]:
 
     def fits(name: str) -> bool:
         options = options_of(state_dict, name)
-        if len(options) < 2:
+        if 'num_classes' not in options or torch_name(f'params/{models.find(name).stem}/kernel') not in shapes:
             return False
         try:
             expected = torch_shapes(models.create(name, **options))
@@ -137,4 +171,8 @@ def fitting(state_dict: Mapping[str, Any]) -> list[str]:
             return False
         return shapes == {name: leaf.shape for name, leaf in expected.items()}
 
-    return [name for name in models.ARCHITECTURES if fits(name)]
+    # Published networks first: tracing one takes about a second.
+    usual = [
+        name for name in models.ARCHITECTURES if options_of(state_dict, name).get('width') == models.find(name).width
+    ]
+    return [name for name in usual if fits(name)] or [name for name in models.ARCHITECTURES if fits(name)]

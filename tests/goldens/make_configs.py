@@ -20,15 +20,15 @@ def dump(config, prefix: str = '') -> str:
 
 
 def named_configs():
-    """Yield (file name, config) of every config and variant."""
-    from configs import finetune, resnet50
+    """Yield (file name, config) of every config and variant; of the long table of finetune only the default."""
+    from configs import resnet50
 
     variants = {
         'base': [None],
         'quickstart': [None],
         'imagenette': ['small', 'resnet50'],
         'resnet50': resnet50.RESOLUTIONS,
-        'finetune': finetune.TABLE,
+        'finetune': ['resnet50'],
     }
     for name, choices in variants.items():
         get_config = importlib.import_module(f'configs.{name}').get_config
@@ -36,10 +36,23 @@ def named_configs():
             yield (f'{name}_{variant}', get_config(variant)) if variant else (name, get_config())
 
 
+def texts():
+    """Return {file name: content}: every named config, and what the variants of finetune change in its default."""
+    from configs import finetune
+
+    found = {name: dump(config) for name, config in named_configs()}
+    default = set(found['finetune_resnet50'].splitlines())
+    lines = []
+    for variant in finetune.TABLE:
+        changed = [line for line in dump(finetune.get_config(variant)).splitlines() if line not in default]
+        lines += [variant, *(f'  {line}' for line in changed)]
+    return found | {'finetune': '\n'.join(lines) + '\n'}
+
+
 if __name__ == '__main__':
     sys.path.insert(0, str(ROOT))
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob('*.txt'):
         old.unlink()
-    for name, config in named_configs():
-        (FOLDER / f'{name}.txt').write_text(dump(config))
+    for name, text in texts().items():
+        (FOLDER / f'{name}.txt').write_text(text)

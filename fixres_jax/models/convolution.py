@@ -1,0 +1,117 @@
+"""Convolution over [B, H, W, C] with the padding of torch or of TensorFlow."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fixres_jax.core.errors import UsageError
+from fixres_jax.models.depthwise import depthwise
+from fixres_jax.models.devices import by_device, gather
+
+# (pixels of the axis, side of the window, stride) -> pixels to add before and after
+Padding = Callable[[int, int, int], tuple[int, int]]
+
+
+def symmetric(size: int, side: int, stride: int) -> tuple[int, int]:
+    """Return torch's usual padding of an odd window: half of it on both ends."""
+    del size, stride
+    return (side - 1) // 2, (side - 1) // 2
+
+
+def same(size: int, side: int, stride: int) -> tuple[int, int]:
+    """Return TensorFlow's padding: what -(-size // stride) outputs need, the odd pixel behind.
+
+    At a stride above 1 it depends on the size of the image, and differs from `symmetric` where that is even.
+    """
+    total = max((-(-size // stride) - 1) * stride + side - size, 0)
+    return total // 2, total - total // 2
+
+
+def valid(size: int, side: int, stride: int) -> tuple[int, int]:
+    """Return no padding."""
+    del size, side, stride
+    return 0, 0
+
+
+# By the name that the option `padding` gives it.
+PADDINGS: dict[str, Padding] = {'symmetric': symmetric, 'same': same, 'valid': valid}
+# He et al. 2015, as torchvision and timm initialise convolutions: a group counts as a whole network's worth of outputs.
+KAIMING = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+def pads(x: jax.Array, sides: tuple[int, int], stride: int, padding: Padding) -> tuple[tuple[int, int], ...]:
+    """Return the pixels before and after both axes of a map, and refuse one that is smaller than the window."""
+    found = tuple(padding(size, side, stride) for size, side in zip(x.shape[1:3], sides, strict=True))
+    for size, side, around in zip(x.shape[1:3], sides, found, strict=True):
+        if size + sum(around) < side:
+            raise UsageError(
+                f'A map of {x.shape[1]}x{x.shape[2]} pixels has reached a window of {sides[0]}x{sides[1]}: the '
+                'resolution is too small for this network. Give a larger one.'
+            )
+    return found
+
+
+class Conv(nn.Module):
+    """Convolve in the dtype of the input.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: pixels of the square kernel's side, or (height, width).
+      stride: of both axes.
+      groups: of channels, as in ResNeXt; as many as channels make it depthwise.
+      padding: such as `symmetric`.
+      bias: whether each output channel has one.
+      initializer: of the kernel.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, int]
+    stride: int = 1
+    groups: int = 1
+    padding: Padding = dataclasses.field(kw_only=True)
+    bias: bool = False
+    initializer: nn.initializers.Initializer = KAIMING
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        side = self.kernel_size
+        height, width = (side, side) if isinstance(side, int) else side
+        inputs = x.shape[-1]
+        kernel = self.param(
+            'kernel', self.initializer, (height, width, inputs // self.groups, self.features), jnp.float32
+        ).astype(x.dtype)
+        kernel = gather(kernel)
+        around = pads(x, (height, width), self.stride, self.padding)
+        y = _apply(x, kernel, self.stride, around, self.groups)
+        if not self.bias:
+            return y
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.reshape(1, 1, 1, -1).astype(x.dtype)
+
+
+def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: int) -> jax.Array:
+    """Convolve, by the program that is fast on the platform that it is lowered for."""
+    convolve = functools.partial(
+        lax.conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=around,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
+    if 1 < groups == x.shape[-1] == kernel.shape[-1]:
+        on_cpu = functools.partial(depthwise, stride=stride, pads=around)
+        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolve)
+
+    def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.dot_general(x[:, ::stride, ::stride], kernel[0, 0], (((3,), (0,)), ((), ())))
+
+    if groups == 1 and kernel.shape[:2] == (1, 1) and not any(map(any, around)):
+        # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of a product at 73. On
+        # accelerators a convolution is fused with its neighbours and a product is not.
+        return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
+    return by_device(convolve, x, kernel) if groups > 1 else convolve(x, kernel)

@@ -1,0 +1,69 @@
+"""Names that other packages give to the arrays of the same networks, brought to timm's."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fixres_jax import models
+from fixres_jax.core.errors import UsageError
+from fixres_jax.weights import torch_weights
+
+
+def to_timm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a state_dict under timm's names, in its own order; one that has them already as it is.
+
+    Args:
+      state_dict: torch name -> array.
+      name: of the architecture that it is for, a key of `models.ARCHITECTURES`.
+
+    Raises:
+      UsageError: when its names are those of another network.
+    """
+    for marker, rename in LINEAGES.items():
+        if marker in state_dict:
+            return rename(state_dict, name)
+    return dict(state_dict)
+
+
+# Source: efficientnet-pytorch and efficientnet-lite-pytorch on PyPI, which share names.
+_EFFICIENTNET = {
+    '_conv_stem': 'conv_stem',
+    '_bn0': 'bn1',
+    '_conv_head': 'conv_head',
+    '_bn1': 'bn2',
+    '_fc': 'classifier',
+}
+_SEPARABLE = {'_depthwise_conv': 'conv_dw', '_bn1': 'bn1', '_project_conv': 'conv_pw', '_bn2': 'bn2'}
+_EXPANDED = {
+    '_expand_conv': 'conv_pw', '_bn0': 'bn1', '_depthwise_conv': 'conv_dw', '_bn1': 'bn2',
+    '_project_conv': 'conv_pwl', '_bn2': 'bn3',
+}  # fmt: skip
+_GATE = {'_se_reduce': 'se.conv_reduce', '_se_expand': 'se.conv_expand'}
+
+
+def _efficientnet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Rename: blocks are counted through the stages there, and in each stage by itself here."""
+    here = torch_weights.torch_shapes(models.create(name))
+    blocks = list(dict.fromkeys(match[0] for key in here if (match := re.match(r'blocks\.\d+\.\d+', key))))
+    blocks.sort(key=lambda block: [int(number) for number in block.split('.')[1:]])
+    expanded = {key.rpartition('.conv_pwl')[0] for key in here if '.conv_pwl.' in key}
+    renamed = {}
+    for key, array in state_dict.items():
+        module, _, leaf = key.rpartition('.')
+        if match := re.fullmatch(r'_blocks\.(\d+)\.(\w+)', module):
+            number = int(match[1])
+            if number >= len(blocks):
+                raise UsageError(
+                    f'The weights have a block {key}, and a {name} has {len(blocks)} blocks: name another.'
+                )
+            block = blocks[number]
+            names = _GATE | (_EXPANDED if block in expanded else _SEPARABLE)
+            module = f'{block}.{names.get(match[2], match[2])}'
+        else:
+            module = _EFFICIENTNET.get(module, module)
+        renamed[f'{module}.{leaf}'] = array
+    return renamed
+
+
+# An array that only files of a lineage have -> what renames all.
+LINEAGES: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {'_conv_stem.weight': _efficientnet}

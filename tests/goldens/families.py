@@ -1,0 +1,41 @@
+"""What the tests of the families of networks are given: a row a family, in the order of `models.ARCHITECTURES`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Say how a family is tested.
+
+    Attributes:
+      rows: name of its module in `fixres_jax.models`, whose ROWS are its members.
+      small: the member that takes steps beside torch, drops numbers and goes through the recipe.
+      options: of `small`, that make it smaller yet for the recipe; {} where it has none.
+      fast: members that are compared with torch in the fast run; all others are in the slow one.
+      sizes: pixels of the images of that comparison, height and width.
+      recipe: pixels of training and of the larger test.
+      steps: pixels of the images of the steps beside torch.
+      quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
+    """
+
+    rows: str
+    small: str
+    fast: tuple[str, ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sizes: tuple[tuple[int, int], ...] = ((64, 64), (97, 97), (96, 160))
+    recipe: tuple[int, int] = (32, 48)
+    steps: int = 64
+    quick: bool = False
+
+
+FAMILIES = {
+    'efficientnet': Family(
+        'efficientnet',
+        'tf_efficientnet_lite0',
+        ('tf_efficientnet_lite0', 'efficientnet_b0'),
+        {'width': 8},
+        quick=True,
+    ),
+}

@@ -1,0 +1,156 @@
+"""The layers that networks share, beside XLA's own convolution and torch's pools."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fixres_jax.core.errors import UsageError
+from fixres_jax.machines import sharding
+from fixres_jax.models import EVAL, Mode, layers
+from fixres_jax.models.depthwise import depthwise
+
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+DROPS = Mode(dropout=True, drop_path=True)
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def convolution(x, kernel, stride, pads):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS, feature_group_count=x.shape[-1]
+    )
+
+
+@pytest.mark.parametrize(
+    ('shape', 'sides', 'stride', 'pads'),
+    [
+        ((2, 9, 12, 5), (3, 3), 1, ((1, 1), (1, 1))),
+        ((2, 12, 9, 5), (5, 5), 2, ((1, 2), (2, 2))),
+        ((1, 8, 7, 3), (3, 5), 2, ((0, 0), (0, 1))),
+        ((2, 7, 7, 4), (7, 1), 3, ((3, 3), (0, 0))),
+    ],
+)
+def test_shifts_are_the_depthwise_convolution_and_so_are_their_gradients(shape, sides, stride, pads):
+    x, kernel = draw(*shape), draw(*sides, 1, shape[-1], seed=1)
+    found, pull = jax.vjp(lambda x, kernel: depthwise(x, kernel, stride, pads), x, kernel)
+    expected, pull_expected = jax.vjp(lambda x, kernel: convolution(x, kernel, stride, pads), x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    gradient = draw(*found.shape, seed=2)
+    for got, wanted in zip(pull(gradient), pull_expected(gradient), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    small = depthwise(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), stride, pads)
+    assert small.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(small), expected, rtol=0.05, atol=0.1)
+
+
+def test_accelerators_keep_the_depthwise_convolution():
+    layer = layers.Conv(6, 3, groups=6, padding=layers.same)
+    x = jnp.zeros((2, 8, 8, 6))
+    variables = layer.init(jax.random.key(0), x)
+    lowered = jax.jit(layer.apply).trace(variables, x)
+    assert 'convolution' not in lowered.lower(lowering_platforms=('cpu',)).as_text()
+    for platform in ('tpu', 'cuda'):
+        assert 'convolution' in lowered.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('size', [5, 8, 9])
+@pytest.mark.parametrize('side', [1, 3, 5])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_paddings_are_torchs_and_xlas(size, side, stride):
+    x, kernel = draw(1, size, size + 1, 2), draw(side, side, 2, 3, seed=1)
+    for padding, theirs in (
+        (layers.same, 'SAME'),
+        (layers.symmetric, ((side // 2,) * 2,) * 2),
+        (layers.valid, 'VALID'),
+    ):
+        layer = layers.Conv(3, side, stride, padding=padding)
+        found = layer.apply({'params': {'kernel': kernel}}, x)
+        expected = lax.conv_general_dilated(x, kernel, (stride, stride), theirs, dimension_numbers=DIMENSIONS)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernel_may_be_oblong_and_have_a_bias():
+    x, kernel, bias = draw(2, 6, 7, 4), draw(1, 7, 4, 3, seed=1), draw(3, seed=2)
+    layer = layers.Conv(3, (1, 7), padding=layers.symmetric, bias=True)
+    found = layer.apply({'params': {'kernel': kernel, 'bias': bias}}, x)
+    expected = lax.conv_general_dilated(x, kernel, (1, 1), ((0, 0), (3, 3)), dimension_numbers=DIMENSIONS)
+    np.testing.assert_allclose(found, expected + bias.reshape(1, 1, 1, 3), rtol=1e-5, atol=1e-5)
+
+
+def test_an_image_too_small_for_a_window_is_refused():
+    with pytest.raises(UsageError, match='4x9 pixels has reached a window of 7x7'):
+        layers.Conv(3, 7, padding=layers.valid).init(jax.random.key(0), jnp.zeros((1, 4, 9, 3)))
+
+
+@pytest.mark.parametrize('size', [6, 7, 9])
+@pytest.mark.parametrize(
+    ('side', 'stride', 'padding', 'ceil_mode'),
+    [(3, 2, 0, True), (3, 2, 0, False), (3, 2, 1, True), (2, 2, 0, True), (3, 1, 1, False), (2, 3, 0, True)],
+)
+def test_pools_are_torchs(size, side, stride, padding, ceil_mode):
+    torch = pytest.importorskip('torch', exc_type=ImportError)
+    x = draw(2, size, size + 3, 3) - 3  # below zero: padding must never be the maximum
+    theirs = torch.from_numpy(x.transpose(0, 3, 1, 2))
+    pad = layers.symmetric if padding else layers.valid
+    wanted = torch.nn.functional.max_pool2d(theirs, side, stride, padding, ceil_mode=ceil_mode)
+    found = layers.max_pool(x, side, stride, pad, ceil_mode=ceil_mode)
+    np.testing.assert_array_equal(found, wanted.numpy().transpose(0, 2, 3, 1))
+    for counts in (True, False):
+        wanted = torch.nn.functional.avg_pool2d(
+            theirs, side, stride, padding, ceil_mode=ceil_mode, count_include_pad=counts
+        )
+        found = layers.avg_pool(x, side, stride, pad, ceil_mode=ceil_mode, count_include_pad=counts)
+        np.testing.assert_allclose(found, wanted.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_is_torchs():
+    torch = pytest.importorskip('torch', exc_type=ImportError)
+    x, scale, bias = draw(3, 4, 6) + 2, draw(6, seed=1), draw(6, seed=2)
+    found = layers.LayerNorm(1e-6).apply({'params': {'scale': scale, 'bias': bias}}, x)
+    wanted = torch.nn.functional.layer_norm(
+        *map(torch.from_numpy, (x,)), (6,), *map(torch.from_numpy, (scale, bias)), 1e-6
+    )
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('layer', 'values'), [(layers.Dropout, 7), (layers.DropPath, 1)])
+def test_what_is_left_out_and_how_much(layer, values):
+    rate, x = 0.3, np.ones((4000, 1, 7), np.float32)
+    apply = functools.partial(layer(rate).apply, {}, x)
+    np.testing.assert_array_equal(apply(EVAL), x)
+    found = np.asarray(apply(DROPS, rngs={'dropout': jax.random.key(0)}))
+    kept = found > 0
+    np.testing.assert_allclose(found[kept], 1 / (1 - rate), rtol=1e-6)
+    assert np.abs(kept.mean() - (1 - rate)) < 4 * np.sqrt(rate * (1 - rate) / (4000 * values))
+    assert (values == 1) == bool((kept == kept[..., :1]).all())  # drop path leaves out whole images
+    np.testing.assert_array_equal(layer(0.0).apply({}, x, DROPS), x)  # without a key
+
+
+@pytest.mark.parametrize('layer', [layers.Dropout, layers.DropPath])
+def test_what_is_left_out_does_not_depend_on_the_devices(layer):
+    x, found = np.ones((16, 3, 3, 5), np.float32), []
+    for count in (1, 8):
+        mesh = sharding.make_mesh(jax.devices()[:count])
+        split = NamedSharding(mesh, PartitionSpec('data'))
+        step = jax.jit(lambda x, key: layer(0.5).apply({}, x, DROPS, rngs={'dropout': key}), in_shardings=(split, None))
+        found.append(np.asarray(step(x, jax.random.key(3))))
+    np.testing.assert_array_equal(*found)
+    assert 0 < np.mean(found[0] > 0) < 1
+
+
+def test_a_gate_scales_channels_by_their_mean():
+    x = draw(2, 5, 6, 4)
+    layer = layers.SqueezeExcite(2)
+    variables = layer.init(jax.random.key(0), x)
+    params = variables['params']
+    assert set(params) == {'conv_reduce', 'conv_expand'}
+    inner = np.maximum(x.mean((1, 2)) @ params['conv_reduce']['kernel'][0, 0], 0)
+    gate = 1 / (1 + np.exp(-(inner @ params['conv_expand']['kernel'][0, 0])))
+    np.testing.assert_allclose(layer.apply(variables, x), x * gate.reshape(2, 1, 1, 4), rtol=1e-4, atol=1e-5)
