@@ -18,7 +18,7 @@ FOLDER = ROOT / 'docs' / 'scaling'
 PER_CHIP = 128  # images of a step on a chip
 CHIPS = {'v5e:2x2': 4, 'v5e:4x4': 16, 'v5e:16x16': 256, 'v5p:2x2x1': 4, 'h100': 1, 'h100:8': 8}
 FSDP, REMAT = '--config.sharding=fsdp', '--config.model.remat=block'
-LARGE = {'resnext101_32x48d': 16}  # networks that fsdp is for -> images of a step on a chip
+LARGE = {'resnext101_32x48d': 16, 'tf_efficientnet_l2': 8}  # networks that fsdp is for -> images of a step on a chip
 
 
 def resnet50(resolution, topology, *extra, steps='train'):
