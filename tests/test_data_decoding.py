@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from conftest import pattern
@@ -53,6 +54,14 @@ def test_partial_decoding_gives_the_pixels_of_the_whole(kind, mode):
         assert (found is not None) == (kind != 'progressive' and mode != 'CMYK')
         if found:
             assert jpeg.crop(encoded, found, (0, 0, width, height // 2)) is not None
+        assert_crops_are_those_of_the_whole(encoded, 20)
+
+
+@pytest.mark.parametrize('subsampling', ['440', '411'])
+def test_subsamplings_that_pillow_does_not_write(subsampling):
+    for width, height in ((200, 150), (97, 131), (5, 5)):
+        encoded = simplejpeg.encode_jpeg(np.ascontiguousarray(pattern(height, width)), colorsubsampling=subsampling)
+        assert jpeg.layout(encoded)
         assert_crops_are_those_of_the_whole(encoded, 20)
 
 
