@@ -17,6 +17,7 @@ class Family:
       sizes: pixels of the images of that comparison, height and width.
       recipe: pixels of training and of the larger test.
       steps: pixels of the images of the steps beside torch.
+      elsewhere: members that are not compared with torch here.
       quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
     """
 
@@ -27,10 +28,18 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (97, 97), (96, 160))
     recipe: tuple[int, int] = (32, 48)
     steps: int = 64
+    elsewhere: tuple[str, ...] = ()
     quick: bool = False
 
 
+# Against torchvision's goldens, in test_torch_parity.py.
+TORCHVISION = (
+    'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2', 'wide_resnet101_2',
+    'resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'resnext101_32x16d',
+    'resnext101_32x32d', 'resnext101_32x48d',
+)  # fmt: skip
 FAMILIES = {
+    'resnet': Family('resnet', 'resnet18d', ('resnet18d', 'resnetrs50'), {'width': 8}, elsewhere=TORCHVISION),
     'efficientnet': Family(
         'efficientnet',
         'tf_efficientnet_lite0',
@@ -38,4 +47,8 @@ FAMILIES = {
         {'width': 8},
         quick=True,
     ),
+    'senet': Family('senet', 'senet154', (), {'width': 16}),
+    'mpncov': Family('mpncov', 'resnet50_mpncov', (), {'width': 8}),
+    'resnetv2': Family('resnetv2', 'resnetv2_50', (), {'width': 8}),
+    'regnet': Family('regnet', 'regnety_016', ('regnety_016',), {'width': 8}),
 }
