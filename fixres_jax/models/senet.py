@@ -120,10 +120,10 @@ class SENet(nn.Module):
 def create_senet(depths: tuple[int, ...], **options: Any) -> SENet:
     """Create a network of the family; raise UsageError for a width that its groups do not divide."""
     model = SENet(depths, **options)
-    if 4 * model.width % GROUPS:
+    if 2 * model.width % GROUPS:
         raise UsageError(
-            f'width={model.width} leaves {4 * model.width} channels to {GROUPS} groups: width is a multiple of '
-            f'{GROUPS // 4}.'
+            f'width={model.width} leaves {2 * model.width} channels to {GROUPS} groups: width is a multiple of '
+            f'{GROUPS // 2}.'
         )
     return model
 

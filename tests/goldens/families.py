@@ -47,7 +47,7 @@ FAMILIES = {
         {'width': 8},
         quick=True,
     ),
-    'senet': Family('senet', 'senet154', (), {'width': 16}),
+    'senet': Family('senet', 'senet154', (), {'width': 32}),
     'mpncov': Family('mpncov', 'resnet50_mpncov', (), {'width': 8}),
     'resnetv2': Family('resnetv2', 'resnetv2_50', (), {'width': 8}),
     'regnet': Family('regnet', 'regnety_016', ('regnety_016',), {'width': 8}),

@@ -1,0 +1,30 @@
+"""Released weights of relatives of the ResNet that timm hosts."""
+
+# Columns and source as in `efficientnet_releases.ROWS`.
+ROWS = (
+    ('resnet18d.ra2_in1k', 'resnet18d_ra2-48a79e06.pth', 224, 288, 0.95, 'bicubic', None, 73.79),
+    ('resnet34d.ra2_in1k', 'resnet34d_ra2-f8dcfcaf.pth', 224, 288, 0.95, 'bicubic', None, 78.44),
+    ('resnet50d.a1_in1k', 'resnet50d_a1_0-e20cff14.pth', 224, 288, 1.0, 'bicubic', None, 81.466),
+    ('resnet50d.a2_in1k', 'resnet50d_a2_0-a3adc64d.pth', 224, 288, 1.0, 'bicubic', None, 81.164),
+    ('resnet50d.a3_in1k', 'resnet50d_a3_0-403fdfad.pth', 160, 224, 0.95, 'bicubic', None, 78.742),
+    ('resnet50d.gluon_in1k', 'gluon_resnet50_v1d-818a1b1b.pth', 224, 224, 0.875, 'bicubic', None, 79.08),
+    ('resnet50d.ra2_in1k', 'resnet50d_ra2-464e36ba.pth', 224, 288, 0.95, 'bicubic', None, 81.354),
+    ('resnet101d.gluon_in1k', 'gluon_resnet101_v1d-0f9c8644.pth', 224, 224, 0.875, 'bicubic', None, 80.466),
+    ('resnet101d.ra2_in1k', 'resnet101d_ra2-2803ffab.pth', 256, 320, 1.0, 'bicubic', None, 83.02),
+    ('resnet152d.gluon_in1k', 'gluon_resnet152_v1d-bd354e12.pth', 224, 224, 0.875, 'bicubic', None, 80.476),
+    ('resnet152d.ra2_in1k', 'resnet152d_ra2-5cac0439.pth', 256, 320, 1.0, 'bicubic', None, 83.684),
+    ('seresnet50.a1_in1k', 'seresnet50_a1_0-ffa00869.pth', 224, 288, 1.0, 'bicubic', None, 81.114),
+    ('seresnet50.a2_in1k', 'seresnet50_a2_0-850de0d9.pth', 224, 288, 1.0, 'bicubic', None, 81.094),
+    ('seresnet50.a3_in1k', 'seresnet50_a3_0-317ecd56.pth', 160, 224, 0.95, 'bicubic', None, 77.036),
+    ('seresnet50.ra2_in1k', 'seresnet50_ra_224-8efdb4bb.pth', 224, 288, 0.95, 'bicubic', None, 81.288),
+    ('seresnext50_32x4d.gluon_in1k', 'gluon_seresnext50_32x4d-90cf2d6e.pth', 224, 224, 0.875, 'bicubic', None, 79.916),
+    ('seresnext50_32x4d.racm_in1k', 'seresnext50_32x4d_racm-a304a460.pth', 224, 288, 0.95, 'bicubic', None, 82.186),
+    ('seresnext101_32x8d.ah_in1k', 'seresnext101_32x8d_ah-e6bc4c0a.pth', 224, 288, 1.0, 'bicubic', None, 84.192),
+    ('ecaresnet50d.miil_in1k', 'ecaresnet50d-93c81e3b.pth', 224, 288, 0.95, 'bicubic', None, 81.648),
+    ('resnetrs50.tf_in1k', 'resnetrs50_ema-6b53758b.pth', 160, 224, 0.91, 'bicubic', None, 79.934),
+    ('resnetrs101.tf_in1k', 'resnetrs101_i192_ema-1509bbf6.pth', 192, 288, 0.94, 'bicubic', None, 82.288),
+    ('resnetrs152.tf_in1k', 'resnetrs152_i256_ema-a9aff7f9.pth', 256, 320, 1.0, 'bicubic', None, 83.71),
+    ('legacy_senet154.in1k', 'legacy_senet154-e9eb9fe6.pth', 224, 224, 0.875, 'bilinear', None, 81.32),
+    ('regnety_032.ra_in1k', 'regnety_032_ra-7f2439f9.pth', 224, 288, 1.0, 'bicubic', None, 82.724),
+    ('regnety_160.deit_in1k', 'regnety_160-a5fe301d.pth', 224, 288, 1.0, 'bicubic', None, 83.704),
+)  # fmt: skip
