@@ -407,8 +407,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(zipped, tmp_path):
 
 
 def test_releases_are_of_our_architectures_and_found_by_file_name():
-    names, files = ({getattr(r, field) for r in releases.RELEASES} for field in ('name', 'file'))
-    assert len(names) == len(files) == len(releases.RELEASES)
+    names, files = ([getattr(r, field) for r in releases.RELEASES] for field in ('name', 'file'))
+    assert len(set(names)) == len(names)
+    assert len({*files} - {''}) == len([file for file in files if file])
     assert {release.architecture for release in releases.RELEASES} <= models.ARCHITECTURES.keys()
     assert all(release.train_resolution <= release.test_resolution for release in releases.RELEASES)
     release = releases.find('', '/somewhere/resnet50-11ad3fa6.pth')
@@ -420,7 +421,7 @@ def test_releases_are_of_our_architectures_and_found_by_file_name():
         'resize': 'short',
         'interpolation': 'bilinear',
     }
-    assert releases.find('', 'mine.pth') is None
+    assert all(releases.find('', path) is None for path in ('mine.pth', 'model.safetensors', '.'))
     assert all(release.file in releases.table() for release in releases.RELEASES)
 
 
@@ -447,7 +448,7 @@ def test_releases_agree_with_timm():
     for release in releases.RELEASES:
         if release.name.startswith('timm/'):
             known = timm.get_pretrained_cfg(release.name.removeprefix('timm/'))
-            assert known.url.endswith(f'/{release.file}')
+            assert known.url.endswith(f'/{release.file}') if release.file else not known.url
             tested = (known.test_input_size or known.input_size)[1]
             assert tested == release.test_resolution
             if release.architecture not in ('tf_efficientnet_lite3', 'tf_efficientnet_lite4'):  # TensorFlow's sizes

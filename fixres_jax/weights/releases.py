@@ -29,7 +29,7 @@ class Release:
     Attributes:
       name: collection/model.variant; timm's are the repository names on Hugging Face.
       architecture: a key of `models.MODELS`.
-      file: name under which it is published.
+      file: name under which it is published; '' where that tells nothing, as on Hugging Face.
       top1: published ImageNet top-1, percent.
       source: where `top1` is published.
       train_resolution: pixels of the last stage of training on ImageNet, before any adaptation.
@@ -204,7 +204,7 @@ RELEASES = (
 def find(name: str, path: str) -> Release | None:
     """Return the release of a name, or without one that whose published file name a path has, or None."""
     if not name:
-        return next((release for release in RELEASES if release.file == Path(path).name), None)
+        return next((release for release in RELEASES if release.file and release.file == Path(path).name), None)
     known = {release.name: release for release in RELEASES}
     if name not in known:
         raise UsageError(f'There is no release {name!r}.{nearest(name, known)} --list prints all.')
@@ -238,5 +238,7 @@ def table() -> str:
     for r in RELEASES:
         resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
         sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
-        lines.append(f'{r.name:32} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file}; {r.source}')
+        lines.append(
+            f'{r.name:32} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file or "model.safetensors"}; {r.source}'
+        )
     return '\n'.join(lines)

@@ -1,6 +1,7 @@
 """Released weights of relatives of the ResNet that timm hosts."""
 
-# Columns and source as in `efficientnet_releases.ROWS`.
+# Columns and source as in `efficientnet_releases.ROWS`. Those without a file are on Hugging Face alone, where the file
+# of every network is called model.safetensors.
 ROWS = (
     ('resnet18d.ra2_in1k', 'resnet18d_ra2-48a79e06.pth', 224, 288, 0.95, 'bicubic', None, 73.79),
     ('resnet34d.ra2_in1k', 'resnet34d_ra2-f8dcfcaf.pth', 224, 288, 0.95, 'bicubic', None, 78.44),
@@ -27,4 +28,13 @@ ROWS = (
     ('legacy_senet154.in1k', 'legacy_senet154-e9eb9fe6.pth', 224, 224, 0.875, 'bilinear', None, 81.32),
     ('regnety_032.ra_in1k', 'regnety_032_ra-7f2439f9.pth', 224, 288, 1.0, 'bicubic', None, 82.724),
     ('regnety_160.deit_in1k', 'regnety_160-a5fe301d.pth', 224, 288, 1.0, 'bicubic', None, 83.704),
+    ('resnet18d.ra4_e3600_r224_in1k', '', 224, 288, 1.0, 'bicubic', 0.5, 76.012),
+    ('resnet50d.ra4_e3600_r224_in1k', '', 224, 288, 1.0, 'bicubic', 0.5, 81.84),
+    ('resnetv2_50.a1h_in1k', '', 224, 288, 1.0, 'bicubic', 0.5, 81.406),
+    ('regnetx_032.pycls_in1k', '', 224, 224, 0.875, 'bicubic', None, 78.16),
+    ('regnety_016.pycls_in1k', '', 224, 224, 0.875, 'bicubic', None, 77.88),
+    ('regnety_032.pycls_in1k', '', 224, 224, 0.875, 'bicubic', None, 78.902),
+    ('regnety_160.lion_in12k_ft_in1k', '', 224, 288, 1.0, 'bicubic', None, 86.004),
+    ('regnety_160.pycls_in1k', '', 224, 224, 0.875, 'bicubic', None, 80.284),
+    ('regnety_160.sw_in12k_ft_in1k', '', 224, 288, 1.0, 'bicubic', None, 86.028),
 )  # fmt: skip
