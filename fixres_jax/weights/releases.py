@@ -234,11 +234,11 @@ def refuse_look_alike(text: str) -> None:
 
 def table() -> str:
     """Return the releases as lines of text."""
-    lines = [f'{"release":32} {"architecture":18} train -> test (resized to)      top-1  file; source']
+    lines = [f'{"release":36} {"architecture":18} train -> test (resized to)      top-1  file; source']
     for r in RELEASES:
         resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
         sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
         lines.append(
-            f'{r.name:32} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file or "model.safetensors"}; {r.source}'
+            f'{r.name:36} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file or "model.safetensors"}; {r.source}'
         )
     return '\n'.join(lines)
