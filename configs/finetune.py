@@ -94,7 +94,6 @@ RELATIVES = {
 TABLE |= {
     name: RESNET50 | {'train': train, 'test': test, 'sizes': (train, test)} for name, (train, test) in RELATIVES.items()
 }
-TABLE['senet154'] |= {'model': {'dropout': 0.0}}
 
 
 def get_config(variant: str = 'resnet50'):
