@@ -50,5 +50,6 @@ FAMILIES = {
     'senet': Family('senet', 'senet154', (), {'width': 32}),
     'mpncov': Family('mpncov', 'resnet50_mpncov', (), {'width': 8}),
     'resnetv2': Family('resnetv2', 'resnetv2_50', (), {'width': 8}),
-    'regnet': Family('regnet', 'regnety_016', ('regnety_016',), {'width': 8}),
+    # The member whose last sum has a BatchNorm on both sides.
+    'regnet': Family('regnet', 'regnety_032', ('regnety_016',), {'width': 8}),
 }
