@@ -29,7 +29,8 @@ class Network(nn.Module):
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         root = square_root(covariance(x.flatten(2)))
-        triangle = torch.stack([root[:, i, j] for i in range(REDUCED) for j in range(i, REDUCED)], 1)
+        rows, columns = torch.triu_indices(REDUCED, REDUCED)
+        triangle = root[:, rows, columns]
         return triangle if pre_logits else self.fc(triangle)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
