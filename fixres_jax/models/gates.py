@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fixres_jax.models.convolution import Conv, valid
+from fixres_jax.models.devices import gather
 
 
 class SqueezeExcite(nn.Module):
@@ -55,7 +56,7 @@ class ChannelConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param('kernel', _kernel_1d, self.side)
+        kernel = gather(self.param('kernel', _kernel_1d, self.side))
         around = ((self.side // 2, self.side // 2),)
         return lax.conv_general_dilated(x, kernel, (1,), around, dimension_numbers=('NWC', 'WIO', 'NWC'))
 
