@@ -6,7 +6,7 @@ May import core.
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
-from fixres_jax.models import amoebanet, efficientnet, pnasnet, resnet
+from fixres_jax.models import amoebanet, efficientnet, mpncov, pnasnet, regnet, resnet, resnetv2, senet
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -15,7 +15,16 @@ __all__ = [
     'find',
 ]  # fmt: skip
 
-ARCHITECTURES: dict[str, Architecture] = resnet.ROWS | efficientnet.ROWS | pnasnet.ROWS | amoebanet.ROWS
+ARCHITECTURES: dict[str, Architecture] = (
+    resnet.ROWS
+    | efficientnet.ROWS
+    | pnasnet.ROWS
+    | amoebanet.ROWS
+    | senet.ROWS
+    | mpncov.ROWS
+    | resnetv2.ROWS
+    | regnet.ROWS
+)
 
 
 def find(name: str) -> Architecture:
