@@ -28,7 +28,7 @@ class Release:
     Attributes:
       name: collection/model.variant; timm's are the repository names on Hugging Face.
       architecture: a key of `models.MODELS`.
-      file: name under which it is published; '' for none of its own.
+      file: name under which it is published; '' where that tells nothing, as on Hugging Face, or there is none.
       top1: published ImageNet top-1, percent.
       source: where `top1` is published.
       train_resolution: pixels of the last stage of training on ImageNet, before any adaptation.
@@ -67,22 +67,29 @@ def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: 
     return tuple(Release(*row, source, **common) for row in rows)
 
 
+def _of_timm(rows: tuple[tuple, ...]) -> tuple[Release, ...]:
+    """Return releases that timm hosts; a row holds what `efficientnet_releases.ROWS` says."""
+    found = []
+    for name, file, train, test, crop, interpolation, value, top1 in rows:
+        channels = ((value,) * 3,) * 2 if value else (IMAGENET_MEAN, IMAGENET_STD)
+        found.append(Release(
+            f'timm/{name}', name.partition('.')[0], file, top1, TIMM, train, test, 1 / crop,
+            interpolation=interpolation, mean=channels[0], std=channels[1],
+        ))  # fmt: skip
+    return tuple(found)
+
+
 def _efficientnets() -> tuple[Release, ...]:
     """Return the EfficientNets and MobileNets of timm, and the Lite networks that PyPI packages hold."""
-    found = {}
-    for name, file, train, test, crop, interpolation, value, top1 in efficientnet_releases.ROWS:
-        mean, std = ((number,) * 3 for number in value) if value else (IMAGENET_MEAN, IMAGENET_STD)
-        found[name] = Release(
-            f'timm/{name}', name.partition('.')[0], file, top1, TIMM, train, test, 1 / crop,
-            interpolation=interpolation, mean=mean, std=std,
-        )  # fmt: skip
+    found = _of_timm(efficientnet_releases.ROWS)
+    of_timm = {release.name: release for release in found}
     lite = (
         dataclasses.replace(
-            found[f'{name}.in1k'], name=f'pypi/{name.removeprefix("tf_")}', file=file, top1=top1, source=LITE
+            of_timm[f'timm/{name}.in1k'], name=f'pypi/{name.removeprefix("tf_")}', file=file, top1=top1, source=LITE
         )
         for name, file, top1 in efficientnet_releases.PYPI
     )
-    return (*found.values(), *lite)
+    return (*found, *lite)
 
 
 def _fixres() -> tuple[Release, ...]:
@@ -171,6 +178,10 @@ RELEASES = (
     ], licence=NON_COMMERCIAL),
     *_fixres(),
     *_efficientnets(),
+    *_collection(TIMM, [
+        ('timm/mobilenetv3_large_100.miil_in21k_ft_in1k', 'mobilenetv3_large_100',
+         'mobilenetv3_large_100_1k_miil_78_0-66471c13.pth', 77.920),
+    ], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize_ratio=1 / 0.875),
 )  # fmt: skip
 
 
@@ -207,10 +218,11 @@ def refuse_look_alike(text: str) -> None:
 
 def table() -> str:
     """Return the releases as lines of text."""
-    lines = [f'{"release":43} {"architecture":21} {"train -> test (resized to)":40}  top-1  file; source; licence']
+    lines = [f'{"release":46} {"architecture":21} {"train -> test (resized to)":40}  top-1  file; source; licence']
     for r in RELEASES:
         resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
         sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
-        where = '; '.join(filter(None, (f'{r.url}{r.file}' or 'no file name', r.source, r.licence)))
-        lines.append(f'{r.name:43} {r.architecture:21} {sizes:40} {r.top1:6.2f}  {where}')
+        unnamed = 'model.safetensors' if r.name.startswith('timm/') else 'no file published'
+        where = '; '.join(filter(None, (f'{r.url}{r.file}' or unnamed, r.source, r.licence)))
+        lines.append(f'{r.name:46} {r.architecture:21} {sizes:40} {r.top1:6.2f}  {where}')
     return '\n'.join(lines)
