@@ -6,7 +6,7 @@ May import core.
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
-from fixres_jax.models import efficientnet, efficientnetv2, mobilenetv2, mobilenetv3, resnet
+from fixres_jax.models import amoebanet, efficientnet, efficientnetv2, mobilenetv2, mobilenetv3, pnasnet, resnet
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -16,8 +16,9 @@ __all__ = [
 ]  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = (
-    resnet.ROWS | efficientnet.ROWS | efficientnetv2.ROWS | mobilenetv2.ROWS | mobilenetv3.ROWS
-)
+    resnet.ROWS | efficientnet.ROWS | efficientnetv2.ROWS | mobilenetv2.ROWS | mobilenetv3.ROWS | pnasnet.ROWS
+    | amoebanet.ROWS
+)  # fmt: skip
 
 
 def find(name: str) -> Architecture:

@@ -13,6 +13,7 @@ ROWS = (
     ('resnet50_v2', 'resnet50', 'ResNet50_v2.pth', 224, 384, 79.1),
     ('resnet50_cutmix', 'resnet50', 'ResNetCutMix.pth', 224, 320, 79.7),
     ('resnet50_cutmix_v2', 'resnet50', 'ResNet50_CutMix_v2.pth', 224, 320, 79.8),
+    ('pnasnet5large', 'pnasnet5large', 'PNASNet.pth', 331, 480, 83.7),
     ('resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 224, 320, 86.3),
     ('resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 224, 320, 86.4),
     ('efficientnet_b0', 'tf_efficientnet_b0', '', 224, 320, 79.3),
@@ -34,3 +35,6 @@ ROWS = (
     ('efficientnet_b8', 'tf_efficientnet_b8', '', 672, 800, 85.7),
     ('efficientnet_l2_ns', 'tf_efficientnet_l2', '', 475, 600, 88.5),
 )
+
+# Architecture -> what differs from the others: they have ImageNet's mean and std, those that began with AdvProp's too.
+OPTIONS = {'pnasnet5large': {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5), 'padding': 'cadene'}}

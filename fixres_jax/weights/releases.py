@@ -17,6 +17,7 @@ TIMM = 'timm, results/results-imagenet.csv of August 2026'
 SWSL = 'README of facebookresearch/semi-supervised-ImageNet1K-models'
 LITE = "README of tensorflow/tpu's efficientnet/lite, of the TensorFlow weights"
 FIXRES = 'README of facebookresearch/FixRes'
+CADENE = 'README of Cadene/pretrained-models.pytorch'
 WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
 NON_COMMERCIAL = 'CC BY-NC 4.0'
 
@@ -39,6 +40,8 @@ class Release:
       mean, std: of the channels, in [0, 1]; () for those of the architecture's row.
       url: of the folder of the file; '' where its publisher's program knows it.
       licence: where it forbids commercial use.
+      padding: of the maps, a value of the option of that name; '' for the architecture's usual one.
+      background: whether the file has one class more than ImageNet, the first, for what is none of it.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Release:
     std: tuple[float, ...] = ()
     url: str = ''
     licence: str = ''
+    padding: str = ''
+    background: bool = False
 
     def metadata(self) -> dict[str, Any]:
         """Return what an evaluation needs to know."""
@@ -95,11 +100,11 @@ def _efficientnets() -> tuple[Release, ...]:
 def _fixres() -> tuple[Release, ...]:
     """Return the FixRes releases, as its code tests them: under the standard transform, which does not resize the
     height, they score about 0.35 lower (its issue 4)."""
+    usual = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'resize': 'height', 'licence': NON_COMMERCIAL}
     return tuple(
         Release(
-            f'fixres/{name}', architecture, file, top1, FIXRES, train, test, resize='height',
-            mean=IMAGENET_MEAN, std=IMAGENET_STD, url=fixres_releases.URL if file else '',
-            licence=NON_COMMERCIAL,
+            f'fixres/{name}', architecture, file, top1, FIXRES, train, test,
+            url=fixres_releases.URL if file else '', **usual | fixres_releases.OPTIONS.get(architecture, {}),
         )
         for name, architecture, file, train, test, top1 in fixres_releases.ROWS
     )  # fmt: skip
@@ -177,6 +182,12 @@ RELEASES = (
          'semi_weakly_supervised_resnext101_32x16-f3559a9c.pth', 84.8),
     ], licence=NON_COMMERCIAL),
     *_fixres(),
+    *_collection(CADENE, [
+        ('pretrainedmodels/pnasnet5large', 'pnasnet5large', 'pnasnet5large-bf079911.pth', 82.736),
+    ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.875, padding='cadene', background=True),
+    *_collection(TIMM, [
+        ('timm/pnasnet5large.tf_in1k', 'pnasnet5large', '', 82.814),
+    ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.911, interpolation='bicubic'),
     *_efficientnets(),
     *_collection(TIMM, [
         ('timm/mobilenetv3_large_100.miil_in21k_ft_in1k', 'mobilenetv3_large_100',
