@@ -6,7 +6,19 @@ May import core.
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
-from fixres_jax.models import amoebanet, efficientnet, mpncov, pnasnet, regnet, resnet, resnetv2, senet
+from fixres_jax.models import (
+    amoebanet,
+    efficientnet,
+    efficientnetv2,
+    mobilenetv2,
+    mobilenetv3,
+    mpncov,
+    pnasnet,
+    regnet,
+    resnet,
+    resnetv2,
+    senet,
+)
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -18,6 +30,9 @@ __all__ = [
 ARCHITECTURES: dict[str, Architecture] = (
     resnet.ROWS
     | efficientnet.ROWS
+    | efficientnetv2.ROWS
+    | mobilenetv2.ROWS
+    | mobilenetv3.ROWS
     | pnasnet.ROWS
     | amoebanet.ROWS
     | senet.ROWS
