@@ -67,7 +67,8 @@ TABLE |= {
 
 # Training and test resolution; the second is 1.25 times the first, a multiple of 32. Source of the first: timm 1.0.31.
 # Nobody has published the ImageNet accuracy of these adapted. The paper adapts Inception-ResNet-v2 on Oxford Flowers,
-# from 95.0 to 95.7 percent. With nothing adapted densenet121.ra_in1k has 75.574 at 224, and 76.486 at 288 of a larger crop.
+# from 95.0 to 95.7 percent. With nothing adapted densenet121.ra_in1k has 75.574 at 224, and at 288, of a larger crop,
+# 76.486.
 OTHERS = {
     'inception_resnet_v2': (299, 384),
     'inception_v3': (299, 384),
