@@ -15,12 +15,13 @@ from jax import lax
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
+from fixres_jax.models.devices import gather
 from fixres_jax.models.pooling import adaptive_avg_pool, avg_pool, max_pool
 
 __all__ = [
     'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'Classifier', 'Conv', 'ConvNormAct', 'DropPath', 'Dropout', 'LayerNorm',
-    'Mode', 'Padding', 'SqueezeExcite', 'adaptive_avg_pool', 'avg_pool', 'batch_norm_layers', 'max_pool', 'normalize',
-    'same', 'symmetric', 'valid',
+    'Mode', 'Padding', 'SqueezeExcite', 'adaptive_avg_pool', 'avg_pool', 'batch_norm_layers', 'gather', 'max_pool',
+    'normalize', 'same', 'symmetric', 'valid',
 ]  # fmt: skip
 
 
@@ -227,7 +228,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
-        kernel = self.param('kernel', _uniform, (inputs, self.num_classes), inputs)
+        kernel = gather(self.param('kernel', _uniform, (inputs, self.num_classes), inputs))
         bias = self.param('bias', _uniform, (self.num_classes,), inputs)
         # Without the precision an accelerator multiplies float32 in TF32 or bfloat16.
         return jnp.matmul(x.astype(jnp.float32), kernel, precision='highest') + bias.reshape(1, -1)
