@@ -6,7 +6,7 @@ May import core.
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
-from fixres_jax.models import densenet, efficientnet, inception_resnet_v2, inception_v3, resnet, vgg
+from fixres_jax.models import amoebanet, densenet, efficientnet, inception_resnet_v2, inception_v3, pnasnet, resnet, vgg
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -16,7 +16,14 @@ __all__ = [
 ]  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = (
-    resnet.ROWS | efficientnet.ROWS | inception_resnet_v2.ROWS | inception_v3.ROWS | densenet.ROWS | vgg.ROWS
+    resnet.ROWS
+    | efficientnet.ROWS
+    | inception_resnet_v2.ROWS
+    | inception_v3.ROWS
+    | densenet.ROWS
+    | vgg.ROWS
+    | pnasnet.ROWS
+    | amoebanet.ROWS
 )
 
 

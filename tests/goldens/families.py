@@ -17,6 +17,8 @@ class Family:
       sizes: pixels of the images of that comparison, height and width.
       recipe: pixels of training and of the larger test.
       steps: pixels of the images of the steps beside torch.
+      reference: module of `goldens` that makes the same networks in torch; '' where there are none to compare with.
+      narrow: options of `small` for the steps beside torch, which the reference takes too.
       quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
     """
 
@@ -27,6 +29,8 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (97, 97), (96, 160))
     recipe: tuple[int, int] = (32, 48)
     steps: int = 64
+    reference: str = 'timm_models'
+    narrow: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     quick: bool = False
 
 
@@ -58,4 +62,14 @@ FAMILIES = {
     ),
     'densenet': Family('densenet', 'densenet121', (), {'width': 8}),
     'vgg': Family('vgg', 'vgg16_bn', (), {'width': 4}, sizes=((64, 64), (97, 97), (224, 256))),
+    'pnasnet': Family(
+        'pnasnet',
+        'pnasnet5large',
+        (),
+        {'width': 8},
+        sizes=((96, 96), (97, 97), (64, 96)),
+        reference='pnasnet_models',
+        narrow={'width': 16},
+    ),
+    'amoebanet': Family('amoebanet', 'amoebanet_b_small', (), {'width': 1}, reference=''),
 }
