@@ -1,4 +1,6 @@
-"""Images per second of the train step, the fine-tune step and the forward pass, beside torchvision's model in torch.
+"""Images per second of the train step, the fine-tune step and the forward pass, beside the same model in torch.
+
+The ResNets are torchvision's there, all others timm's; no numbers are dropped on either side.
 
 Both frameworks run in this one process, on the same machine, turn by turn, on the same number of images that lie on
 the device already; each figure is the median over the turns. Without torch, or with --no_torch, only this project's
@@ -8,7 +10,9 @@ steps are timed.
 """
 
 import argparse
+import functools
 import json
+import re
 import statistics
 import time
 
@@ -18,6 +22,7 @@ import numpy as np
 
 from fixres_jax import models
 from fixres_jax.machines import sharding
+from fixres_jax.models import resnet
 from fixres_jax.training import state
 from fixres_jax.training.optimization import make_sgd
 from fixres_jax.training.schedules import make_schedule
@@ -29,7 +34,10 @@ WORK = ('train', 'finetune', 'forward')
 def jax_work(args, resolution):
     """Return {kind: function that does `args.steps` steps and waits}, with this project's step functions."""
     mesh = sharding.make_mesh()
-    model = models.create(args.model, 1000, dtype=jnp.dtype(args.dtype), bn_group_size=args.bn_group_size or None)
+    architecture = models.find(args.model)
+    options = {rate: 0.0 for rate in ('dropout', 'drop_path') if rate in architecture.options}
+    options |= {'dtype': jnp.dtype(args.dtype), 'bn_group_size': args.bn_group_size or None}
+    model = models.create(args.model, 1000, **options)
     tx = make_sgd(make_schedule('constant', 1e-3, num_steps=1), momentum=0.9, weight_decay=1e-4)
     rng = np.random.default_rng(0)
     batch = sharding.put(
@@ -60,7 +68,7 @@ def jax_work(args, resolution):
             out = forward_fn(variables, batch['image'])
         jax.block_until_ready(out)
 
-    regexes = models.ARCHITECTURES[args.model].finetune
+    regexes = architecture.finetune()
     return {
         'train': make_training('.*', models.TRAIN),
         'finetune': make_training(regexes['trainable'], models.Mode(regexes['batch_norm'])),
@@ -72,7 +80,7 @@ def torch_work(args, resolution):
     """Return the same in torch: channels_last, autocast, torch.compile on a GPU; images normalized on the device."""
     import torch
 
-    architecture = models.ARCHITECTURES[args.model]
+    architecture = models.find(args.model)
     try:
         import torchvision
     except (ImportError, RuntimeError):  # PyPI's torchvision beside a CPU build of torch
@@ -91,14 +99,22 @@ def torch_work(args, resolution):
     label = torch.randint(0, 1000, (args.batch_size,), device=device)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (architecture.mean, architecture.std))
 
+    if args.model in resnet.ROWS:
+        create = getattr(torchvision.models, args.model)
+    else:
+        import timm
+
+        create = functools.partial(timm.create_model, args.model)
+
     def make(kind):
-        net = getattr(torchvision.models, args.model)().to(device, memory_format=torch.channels_last)
+        net = create().to(device, memory_format=torch.channels_last)
         net.train(kind == 'train')
         if kind == 'finetune':
-            last = dict(net.named_modules())[architecture.last_batch_norm.replace('/', '.')]
-            last.train()
+            regexes = architecture.finetune()
+            for name, module in net.named_modules():
+                module.train(bool(re.fullmatch(regexes['batch_norm'], name.replace('.', '/'))))
             for name, parameter in net.named_parameters():
-                parameter.requires_grad_(name.startswith('fc.'))
+                parameter.requires_grad_(name.startswith(f'{architecture.classifier.replace("/", ".")}.'))
         parameters = [p for p in net.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(parameters, 1e-3, momentum=0.9, weight_decay=1e-4)
 

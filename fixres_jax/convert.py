@@ -32,7 +32,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
         raise UsageError(f'{release.name} is a {release.architecture}, not a {name}.')
     state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
     releases.refuse_look_alike(metadata.get('architecture', ''))
-    state_dict = lineages.to_timm(state_dict, name)
+    whole, state_dict = len(state_dict), lineages.to_timm(state_dict, name)
     if release and release.background:
         state_dict = lineages.without_background(state_dict, name)
     in_file = torch_weights.options_of(state_dict, name)
@@ -58,8 +58,10 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     except RunError:
         _remove(folder)  # half a network, which would be in the way of the next attempt
         raise
-    head = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
-    return f'{head}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
+    told = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
+    if left := whole - len(state_dict):
+        told += f'{left} arrays of {lineages.TRAINING_ONLY[name]}* are left out: they serve training alone.\n'
+    return f'{told}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
 
 
 def _usual(architecture: Architecture) -> dict[str, Any]:

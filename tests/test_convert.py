@@ -521,6 +521,41 @@ def test_names_of_the_packages_on_pypi_are_brought_to_timms():
         lineages.to_timm(deeper, 'tf_efficientnet_lite0')
 
 
+def test_names_of_torchvision_and_pretrainedmodels_are_brought_to_timms():
+    def renamed(name, **arrays):
+        return lineages.to_timm({key.replace('__', '.'): array for key, array in arrays.items()}, name)
+
+    assert list(renamed('inception_resnet_v2', last_linear__weight=0, last_linear__bias=0, block8__conv2d__bias=0)) == [
+        'classif.weight', 'classif.bias', 'block8.conv2d.bias',
+    ]  # fmt: skip
+    dense = renamed(
+        'densenet121',
+        features__denseblock1__denselayer1__norm__1__weight=0,
+        features__denseblock4__denselayer16__conv__2__weight=0,
+        features__transition1__norm__weight=0,
+    )
+    assert list(dense) == [
+        'features.denseblock1.denselayer1.norm1.weight', 'features.denseblock4.denselayer16.conv2.weight',
+        'features.transition1.norm.weight',
+    ]  # fmt: skip
+    matrix = np.arange(2 * 512 * 49.0).reshape(2, -1)
+    linear = {'classifier__0__weight': matrix, 'classifier__3__weight': np.ones((3, 2)), 'classifier__6__weight': 0}
+    vgg = renamed('vgg16_bn', features__0__weight=0, **linear)
+    assert list(vgg) == ['features.0.weight', 'pre_logits.fc1.weight', 'pre_logits.fc2.weight', 'head.fc.weight']
+    np.testing.assert_array_equal(vgg['pre_logits.fc1.weight'], matrix.reshape(2, 512, 7, 7))
+    assert vgg['pre_logits.fc2.weight'].shape == (3, 2, 1, 1)
+
+
+def test_the_auxiliary_classifier_of_inception_is_left_out_with_a_word(tmp_path, capsys):
+    model = models.create('inception_v3', 3, width=2)
+    start = {key: weights.weight(key, leaf.shape) for key, leaf in torch_weights.torch_shapes(model).items()}
+    auxiliary = {'AuxLogits.fc.weight': np.ones((3, 5)), 'AuxLogits.fc.bias': np.ones(3)}
+    state_dicts.save(tmp_path / 'x.safetensors', start | auxiliary, {})
+    assert run('inception_v3', tmp_path / 'x.safetensors', tmp_path / 'out') == 0
+    assert '2 arrays of AuxLogits.* are left out: they serve training alone.' in capsys.readouterr().out
+    assert network.load(tmp_path / 'out').about['mean'] == [0.5, 0.5, 0.5]
+
+
 def test_the_padding_travels_with_the_weights(tmp_path, capsys, monkeypatch):
     model = models.create('tf_efficientnet_lite0', 3, width=8)
     start = {key: weights.weight(key, leaf.shape) for key, leaf in torch_weights.torch_shapes(model).items()}

@@ -110,6 +110,15 @@ def test_pools_are_torchs(size, side, stride, padding, ceil_mode):
         np.testing.assert_allclose(found, wanted.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('shape', [(2, 3, 5, 4), (1, 7, 7, 2), (1, 12, 6, 2)])
+def test_a_pool_to_a_given_size_is_torchs(shape):
+    torch = pytest.importorskip('torch', exc_type=ImportError)
+    x = draw(*shape)
+    wanted = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(x.transpose(0, 3, 1, 2)), (7, 8))
+    found = layers.adaptive_avg_pool(x, 7, 8)
+    np.testing.assert_allclose(found, wanted.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
+
+
 def test_layer_norm_is_torchs():
     torch = pytest.importorskip('torch', exc_type=ImportError)
     x, scale, bias = draw(3, 4, 6) + 2, draw(6, seed=1), draw(6, seed=2)

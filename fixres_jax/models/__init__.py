@@ -8,8 +8,11 @@ from typing import Any
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models import (
     amoebanet,
+    densenet,
     efficientnet,
     efficientnetv2,
+    inception_resnet_v2,
+    inception_v3,
     mobilenetv2,
     mobilenetv3,
     mpncov,
@@ -18,6 +21,7 @@ from fixres_jax.models import (
     resnet,
     resnetv2,
     senet,
+    vgg,
 )
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
@@ -33,6 +37,10 @@ ARCHITECTURES: dict[str, Architecture] = (
     | efficientnetv2.ROWS
     | mobilenetv2.ROWS
     | mobilenetv3.ROWS
+    | inception_resnet_v2.ROWS
+    | inception_v3.ROWS
+    | densenet.ROWS
+    | vgg.ROWS
     | pnasnet.ROWS
     | amoebanet.ROWS
     | senet.ROWS

@@ -43,30 +43,57 @@ depthwise.defvjp(_forward, _backward)
 
 
 def _pad(x: jax.Array, pads: Pads) -> jax.Array:
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    # Written out once: fused into the shifts, the test for the border and what came before run once a shift.
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *pads, (0, 0))))
 
 
 def _multiply_add(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Add up the shifts of a padded map, each times its row of the kernel."""
-    height, width, _, channels = kernel.shape
+    height, width, _, _ = kernel.shape
     rows, columns = (x.shape[1] - height) // stride + 1, (x.shape[2] - width) // stride + 1
     total = 0.0
     for i in range(height):
         for j in range(width):
             shift = x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
-            total = total + shift.astype(jnp.float32) * kernel[i, j].reshape(1, 1, 1, channels).astype(jnp.float32)
+            total = total + _times(shift, kernel, i, j)
     return total.astype(x.dtype)
 
 
+def _times(x: jax.Array, kernel: jax.Array, i: int, j: int) -> jax.Array:
+    return x.astype(jnp.float32) * kernel[i, j].reshape(1, 1, 1, -1).astype(jnp.float32)
+
+
 def _of_input(gradient: jax.Array, kernel: jax.Array, stride: int, pads: Pads, shape: tuple[int, ...]) -> jax.Array:
-    """Return the gradient of the input: the same with the kernel turned round, on a gradient spread by the stride."""
-    around = []
-    for size, side, steps, (before, _) in zip(shape[1:3], kernel.shape[:2], gradient.shape[1:3], pads, strict=True):
-        front = side - 1 - before
-        behind = size + side - 1 - front - ((steps - 1) * stride + 1)
-        around.append((front, behind, stride - 1))
-    spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *around, (0, 0, 0)))
-    return _multiply_add(spread, kernel[::-1, ::-1], 1)
+    """Return the gradient of the input.
+
+    Of its rows every `stride`-th is reached through the same rows of the kernel, and so are its columns: a part of the
+    map for each, made of shifts that are dense, and then all parts interleaved.
+    """
+    batch, *sides, channels = shape
+    sizes = [-(-side // stride) for side in sides]  # of the parts
+    taps, around = [], []
+    for size, steps, side, (before, _) in zip(sizes, gradient.shape[1:3], kernel.shape[:2], pads, strict=True):
+        front = max(0, -((before - side + 1) // stride))
+        taps.append([_taps(part + before, side, stride, front) for part in range(stride)])
+        around.append((front, max(0, (stride - 1 + before) // stride + size - steps)))
+    gradient = _pad(gradient, tuple(around))
+
+    def part(down: list[tuple[int, int]], across: list[tuple[int, int]]) -> jax.Array:
+        total = jnp.zeros((batch, *sizes, channels), jnp.float32)
+        for i, row in down:
+            for j, column in across:
+                shift = gradient[:, row : row + sizes[0], column : column + sizes[1]]
+                total = total + _times(shift, kernel, i, j)
+        return total.astype(gradient.dtype)
+
+    parts = jnp.stack([jnp.stack([part(down, across) for across in taps[1]], 3) for down in taps[0]], 2)
+    whole = parts.reshape(batch, *(size * stride for size in sizes), channels)
+    return whole[:, : sides[0], : sides[1]]
+
+
+def _taps(place: int, side: int, stride: int, front: int) -> list[tuple[int, int]]:
+    """Return (row of the kernel, row of the padded gradient) of all that reach a row of the padded input."""
+    return [(i, (place - i) // stride + front) for i in range(side) if (place - i) % stride == 0]
 
 
 def _of_kernel(x: jax.Array, gradient: jax.Array, stride: int, pads: Pads, kernel: jax.Array) -> jax.Array:
@@ -77,16 +104,16 @@ def _of_kernel(x: jax.Array, gradient: jax.Array, stride: int, pads: Pads, kerne
     height, width, _, channels = kernel.shape
     x = _pad(x, pads)
     columns = gradient.shape[2]
+    places = [(i, j) for i in range(height) for j in range(width)]
 
-    def add(row: int, total: jax.Array) -> jax.Array:
+    def add(row: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         window = lax.dynamic_slice_in_dim(x, row * stride, height, axis=1).astype(jnp.float32)
         across = lax.dynamic_index_in_dim(gradient, row, axis=1, keepdims=False).astype(jnp.float32)
-        products = [
-            (window[:, i, j : j + (columns - 1) * stride + 1 : stride] * across).sum(1)
-            for i in range(height)
-            for j in range(width)
-        ]
-        return total + jnp.stack(products)
+        return tuple(
+            total + (window[:, i, j : j + (columns - 1) * stride + 1 : stride] * across).sum(1)
+            for total, (i, j) in zip(totals, places, strict=True)
+        )
 
-    total = lax.fori_loop(0, gradient.shape[1], add, jnp.zeros((height * width, len(x), channels), jnp.float32))
-    return total.sum(1).reshape(kernel.shape).astype(kernel.dtype)
+    start = jnp.zeros((len(x), channels), jnp.float32)
+    totals = lax.fori_loop(0, gradient.shape[1], add, (start,) * len(places))
+    return jnp.stack(totals).sum(1).reshape(kernel.shape).astype(kernel.dtype)

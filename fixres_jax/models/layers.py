@@ -5,7 +5,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -17,12 +17,12 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
 from fixres_jax.models.devices import gather
 from fixres_jax.models.gates import ChannelAttention, SqueezeExcite
-from fixres_jax.models.pooling import avg_pool, max_pool
+from fixres_jax.models.pooling import adaptive_avg_pool, avg_pool, max_pool
 
 __all__ = [
-    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'Head',
-    'LayerNorm', 'Mode', 'Padding', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers', 'gather', 'max_pool', 'normalize',
-    'same', 'symmetric', 'valid',
+    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'ConvNormAct', 'DropPath',
+    'Dropout', 'Head', 'LayerNorm', 'Mode', 'Padding', 'SqueezeExcite', 'adaptive_avg_pool', 'avg_pool',
+    'batch_norm_layers', 'gather', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
 ]  # fmt: skip
 
 
@@ -197,6 +197,28 @@ def _normalize(
 def _move(running: nn.Variable, of_groups: jax.Array, momentum: float) -> None:
     """Move a running average towards the mean over the groups."""
     running.value = (1 - momentum) * running.value + momentum * of_groups.mean(0)
+
+
+class ConvNormAct(nn.Module):
+    """Convolve, normalize and activate, with the layers 'conv' and 'bn'.
+
+    Attributes:
+      norm: makes the BatchNorm.
+      features, kernel_size, stride, padding: as in `Conv`.
+      activation: after the BatchNorm.
+    """
+
+    norm: Callable[..., nn.Module]
+    features: int
+    kernel_size: int | tuple[int, int]
+    stride: int = 1
+    padding: Padding = dataclasses.field(kw_only=True)
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+        x = Conv(self.features, self.kernel_size, self.stride, padding=self.padding, name='conv')(x)
+        return self.activation(self.norm(name='bn')(x, mode))
 
 
 class Classifier(nn.Module):

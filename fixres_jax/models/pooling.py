@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from fixres_jax.models.convolution import Padding, pads
@@ -105,6 +106,25 @@ def avg_pool(
     number = lax.reduce_window(ones, 0.0, lax.add, window, strides, ((0, 0), *inside, (0, 0)))
     total = lax.reduce_window(x.astype(jnp.float32), 0.0, lax.add, window, strides, ((0, 0), *around, (0, 0)))
     return (total / number).astype(x.dtype)
+
+
+def adaptive_avg_pool(x: jax.Array, rows: int, columns: int) -> jax.Array:
+    """Take the means over as many windows as are asked for, as torch does: where there are fewer pixels, some twice.
+
+    Args:
+      x: [B, H, W, C].
+      rows, columns: of the map that is returned.
+    """
+    down, across = (_shares(size, windows) for size, windows in zip(x.shape[1:3], (rows, columns), strict=True))
+    means = jnp.einsum('bhwc,hi,wj->bijc', x.astype(jnp.float32), down, across, precision='highest')
+    return means.astype(x.dtype)
+
+
+def _shares(size: int, windows: int) -> np.ndarray:
+    """Return the weight of each pixel of an axis in each window: float32[size, windows]."""
+    pixels, number = np.arange(size)[:, None], np.arange(windows)
+    first, behind = number * size // windows, -(-(number + 1) * size // windows)
+    return np.float32((first <= pixels) & (pixels < behind)) / np.float32(behind - first)
 
 
 def _with_remainder(

@@ -14,6 +14,8 @@ IMAGENET = 1000  # classes
 def to_timm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a state_dict under timm's names, in its own order; one that has them already as it is.
 
+    Arrays of layers that serve training alone (see TRAINING_ONLY) are left out.
+
     Args:
       state_dict: torch name -> array.
       name: of the architecture that it is for, a key of `models.ARCHITECTURES`.
@@ -21,10 +23,12 @@ def to_timm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     Raises:
       UsageError: when its names are those of another network.
     """
+    only = TRAINING_ONLY.get(name)
+    kept = {key: array for key, array in state_dict.items() if not (only and key.startswith(only))}
     for marker, rename in LINEAGES.items():
-        if marker in state_dict:
-            return rename(state_dict, name)
-    return dict(state_dict)
+        if marker in kept:
+            return rename(kept, name)
+    return kept
 
 
 def without_background(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -111,8 +115,37 @@ def _regnet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return renamed
 
 
+def _pretrainedmodels(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    classifier = models.find(name).classifier.replace('/', '.')
+    return {re.sub(r'^last_linear\.', f'{classifier}.', key): array for key, array in state_dict.items()}
+
+
+# Source: torchvision's vgg.py; the layers are linear there, and 7x7 and 1x1 convolutions here.
+_VGG = {'classifier.0': 'pre_logits.fc1', 'classifier.3': 'pre_logits.fc2', 'classifier.6': 'head.fc'}
+
+
+def _vgg(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    here, renamed = torch_weights.torch_shapes(models.create(name)), {}
+    for key, array in state_dict.items():
+        module, _, leaf = key.rpartition('.')
+        key = f'{_VGG.get(module, module)}.{leaf}'
+        if key.startswith('pre_logits.') and leaf == 'weight' and array.ndim == 2 and key in here:
+            array = array.reshape(len(array), -1, *here[key].shape[2:])
+        renamed[key] = array
+    return renamed
+
+
+def _densenet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {re.sub(r'\.(norm|conv)\.([12])\.', r'.\1\2.', key): array for key, array in state_dict.items()}
+
+
 # An array that only files of a lineage have -> what renames all.
 LINEAGES: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     '_conv_stem.weight': _efficientnet,
     'trunk_output.block1.block1-0.f.a.0.weight': _regnet,
+    'last_linear.weight': _pretrainedmodels,
+    'classifier.6.weight': _vgg,
+    'features.denseblock1.denselayer1.norm.1.weight': _densenet,
 }
+# What the arrays of layers begin with that others train beside a network and do not use after.
+TRAINING_ONLY = {'inception_v3': 'AuxLogits.'}

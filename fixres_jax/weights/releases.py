@@ -139,6 +139,32 @@ RELEASES = (
         ('torchvision/resnext101_32x8d.v2', 'resnext101_32x8d', 'resnext101_32x8d-110c445d.pth', 82.834),
         ('torchvision/resnext101_64x4d.v1', 'resnext101_64x4d', 'resnext101_64x4d-173b62eb.pth', 83.246),
     ], train_resolution=176, resize_ratio=232 / 224),
+    *_collection(TORCHVISION, [
+        ('torchvision/densenet121.v1', 'densenet121', 'densenet121-a639ec97.pth', 74.434),
+        ('torchvision/densenet169.v1', 'densenet169', 'densenet169-b2777c0a.pth', 75.600),
+        ('torchvision/vgg16_bn.v1', 'vgg16_bn', 'vgg16_bn-6c64b313.pth', 73.360),
+    ]),
+    *_collection(TORCHVISION, [
+        ('torchvision/inception_v3.v1', 'inception_v3', 'inception_v3_google-0cc3c7bd.pth', 77.294),
+    ], train_resolution=299, test_resolution=299, resize_ratio=342 / 299),
+    # Files of timm 0.6.13, whose arrays are on Hugging Face now.
+    *_collection(TIMM, [
+        ('timm/inception_v3.tv_in1k', 'inception_v3', 'inception_v3_google-1a9a5a14.pth', 77.472),
+        ('timm/inception_v3.tf_in1k', 'inception_v3', 'tf_inception_v3-e0069de4.pth', 77.866),
+        ('timm/inception_v3.tf_adv_in1k', 'inception_v3', 'adv_inception_v3-9e27bd63.pth', 77.598),
+    ], train_resolution=299, test_resolution=299, resize_ratio=1 / 0.875, interpolation='bicubic'),
+    *_collection(TIMM, [
+        ('timm/inception_v3.gluon_in1k', 'inception_v3', 'gluon_inception_v3-9f746940.pth', 78.806),
+    ], train_resolution=299, test_resolution=299, resize_ratio=1 / 0.875, interpolation='bicubic',
+        mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    *_collection(TIMM, [
+        ('timm/inception_resnet_v2.tf_in1k', 'inception_resnet_v2', 'inception_resnet_v2-940b1cd6.pth', 80.434),
+        ('timm/inception_resnet_v2.tf_ens_adv_in1k', 'inception_resnet_v2',
+         'ens_adv_inception_resnet_v2-2592a550.pth', 79.998),
+    ], train_resolution=299, test_resolution=299, resize_ratio=1 / 0.8975, interpolation='bicubic'),
+    *_collection(TIMM, [
+        ('timm/densenet121.ra_in1k', 'densenet121', 'densenet121_ra-50efcf5c.pth', 76.486),
+    ], test_resolution=288, resize_ratio=1 / 0.95, interpolation='bicubic'),
     *_collection(TIMM, [
         ('timm/resnet18.a1_in1k', 'resnet18', 'resnet18_a1_0-d63eafa0.pth', 73.164),
         ('timm/resnet18.a2_in1k', 'resnet18', 'resnet18_a2_0-b61bd467.pth', 72.364),
