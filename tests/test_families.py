@@ -84,7 +84,7 @@ def test_every_network_has_its_published_number_of_parameters(name):
 @pytest.mark.parametrize(('family', 'name'), MEMBERS)
 def test_logits_embeddings_and_names_are_timms(family, name):
     timm_side = timm_models()
-    theirs = timm_side.load(name)
+    theirs = timm_side.load(name, **family.theirs)
     model = models.create(name, weights.CLASSES)
     start = {key: value.numpy() for key, value in theirs.state_dict().items()}
     variables = torch_weights.from_torch(start, model)
@@ -107,7 +107,7 @@ def test_five_steps_of_training_are_torchs(family):
     batch, lr = 8, 1e-3
     options = {rate: 0.0 for rate in RATES if rate in models.find(family.small).options}
     model = models.create(family.small, weights.CLASSES, bn_group_size=batch, **options)
-    theirs = timm_side.load(family.small, weights.smooth_weight)
+    theirs = timm_side.load(family.small, weights.smooth_weight, **family.theirs)
     start = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}  # torch steps in place
     before = torch_weights.from_torch(start, model)
     batches = [

@@ -14,11 +14,13 @@ from jax import lax
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
+from fixres_jax.models.perceptron import TRUNCATED, LayerScale, Perceptron, ResponseNorm, linear, linear_rates
 from fixres_jax.models.pooling import avg_pool, max_pool
 
 __all__ = [
-    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm', 'Mode',
-    'Padding', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
+    'EVAL', 'PADDINGS', 'TRAIN', 'TRUNCATED', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm',
+    'LayerScale', 'Mode', 'Padding', 'Perceptron', 'ResponseNorm', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers',
+    'linear', 'linear_rates', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
 ]  # fmt: skip
 
 

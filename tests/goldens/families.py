@@ -18,6 +18,7 @@ class Family:
       recipe: pixels of training and of the larger test.
       steps: pixels of the images of the steps beside torch.
       quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
+      theirs: options of timm's network that make it compute what ours does.
     """
 
     rows: str
@@ -28,6 +29,7 @@ class Family:
     recipe: tuple[int, int] = (32, 48)
     steps: int = 64
     quick: bool = False
+    theirs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 FAMILIES = {
@@ -37,5 +39,15 @@ FAMILIES = {
         ('tf_efficientnet_lite0', 'efficientnet_b0'),
         {'width': 8},
         quick=True,
+    ),
+    'convnext': Family('convnext', 'convnextv2_tiny', ('convnext_tiny',), {'width': 8}, recipe=(32, 64)),
+    'vit': Family(
+        'vit',
+        'deit3_small_patch16_224',
+        ('vit_small_patch16_224', 'deit3_small_patch16_224'),
+        {'width': 16},
+        sizes=((224, 224), (80, 80), (96, 288)),  # where the grid of positions is kept, shrinks, and does both
+        quick=True,
+        theirs={'dynamic_img_size': True},
     ),
 }
