@@ -49,7 +49,10 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        branches = (functools.partial(Attention, self.heads, name='attn'), functools.partial(layers.Perceptron, name='mlp'))
+        branches = (
+            functools.partial(Attention, self.heads, name='attn'),
+            functools.partial(layers.Perceptron, name='mlp'),
+        )
         for number, branch in enumerate(branches, 1):
             y = branch()(LayerNorm(name=f'norm{number}')(x))
             if self.scale:
@@ -204,7 +207,7 @@ HALF = (0.5, 0.5, 0.5)
 VIT = functools.partial(_row, drop_path=0.0, mean=HALF, std=HALF, resize_ratio=1 / 0.9)
 DEIT = functools.partial(_row, drop_path=0.1, resize_ratio=1 / 0.9)
 DEIT3 = functools.partial(_row, class_slot=False, scale=1e-6)
-# Pixels, channels, drop path of training. Source: Steiner et al. 2021 (the weights with least), Touvron et al. 2021, and
+# Pixels, channels, drop path of training. Source: Steiner et al. 2021 (the weights with least), Touvron et al. 2021,
 # README_revenge.md of facebookresearch/deit.
 ROWS = {
     'vit_small_patch16_224': VIT(224, 384),

@@ -10,7 +10,7 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import efficientnet_releases
+from fixres_jax.weights import efficientnet_releases, layer_norm_releases
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
@@ -62,10 +62,11 @@ def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: 
     return tuple(Release(*row, source, **common) for row in rows)
 
 
-def _efficientnets() -> tuple[Release, ...]:
-    """Return the EfficientNets of timm, and the Lite network whose file the PyPI package of its name holds."""
+def _of_timm() -> tuple[Release, ...]:
+    """Return timm's of the other files, and the Lite network whose file the PyPI package of its name holds."""
     found = []
-    for name, file, train, test, crop, interpolation, value, top1 in efficientnet_releases.ROWS:
+    rows = (*efficientnet_releases.ROWS, *layer_norm_releases.ROWS)
+    for name, file, train, test, crop, interpolation, value, top1 in rows:
         channels = ((value,) * 3,) * 2 if value else (IMAGENET_MEAN, IMAGENET_STD)
         found.append(Release(
             f'timm/{name}', name.partition('.')[0], file, top1, TIMM, train, test, 1 / crop,
@@ -162,7 +163,7 @@ RELEASES = (
         ('fixres/resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 86.3),
         ('fixres/resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 86.4),
     ], resize='height', test_resolution=320),
-    *_efficientnets(),
+    *_of_timm(),
 )  # fmt: skip
 
 
