@@ -19,6 +19,7 @@ def get_config() -> Config:
     c = Config()
     c.task = 'recipe'  # recipe (all phases), train, adapt, finetune, evaluate, extract, analyze
     c.adaptation = 'one_pass'  # of the recipe. one_pass: section adapt; finetune: SGD through the network
+    c.control = True  # adapt at the training size too: what the report needs to tell resolution from refitting
     c.seed = 0  # of weights, order of images, augmentation and held-out images
     c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes

@@ -251,7 +251,9 @@ COMMANDS = [
     ('prepare', '{tiny} {out} --quality=0', 2, r'--quality=0: expected 1 to 100'),
     ('prepare', '{tiny} {out} --workers=-1', 2, r'--workers=-1: expected 0 to 512'),
     ('prepare', '{tiny} {out} --short-side=big', 2, r"argument --short-side: invalid int value: 'big'"),
-    ('prepare', '{tiny} gs://bucket/out', 2, r'Shards are written to a local or mounted folder, not to gs://bucket/out'),
+    ('prepare', '{tiny} {out} --runner=SlurmRunner', 2, r"argument --runner: invalid choice: 'SlurmRunner'"),
+    ('prepare', '{tiny} {out} -- --direct_num_workers=2', 2, r'are options of a runner: give it too, as --runner'),
+    ('prepare', '{tiny} {out} more', 2, r'unrecognized arguments: more'),
     ('prepare', '{empty} {out}', 2, r'holds no images'),
     ('prepare', '{tiny} {tiny}/train/out', 2, r'lies in .*, which is read: the shards would become a class of it'),
 ]  # fmt: skip

@@ -55,15 +55,80 @@ finally:
     server.stop()
 """
 
+PREPARE = """
+import os, subprocess, sys
+from pathlib import Path
 
-def test_a_folder_in_a_bucket_is_read_like_one_on_disk(tiny_folder):
+import gcsfs
+from gcp_storage_emulator.server import create_server
+
+from fixres_jax import prepare
+from fixres_jax.core.errors import UsageError
+from fixres_jax.data import sources
+
+folder, port, here = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+server = create_server('localhost', port, in_memory=True, default_bucket='bucket')
+server.start()
+try:
+    bucket = gcsfs.GCSFileSystem(endpoint_url=os.environ['STORAGE_EMULATOR_HOST'], token='anon')
+    for path in folder.rglob('*'):
+        if path.is_file():
+            bucket.pipe(f'bucket/data/{path.relative_to(folder)}', path.read_bytes())
+    options = ['--shards', '3', '--short-side', '48', '--split', 'train']
+    prepare.main([str(folder), str(here), *options, '--workers', '0'])
+
+    def compare():
+        bucket.invalidate_cache()
+        names = sorted(path.name for path in (here / 'train').iterdir())
+        found = sorted(name.rsplit('/', 1)[1] for name in bucket.find('bucket/out/train'))
+        assert found == names, (found, names)
+        for name in names:
+            assert bucket.cat(f'bucket/out/train/{name}') == (here / 'train' / name).read_bytes(), name
+
+    command = ['gs://bucket/data', 'gs://bucket/out', *options]
+    prepare.main([*command, '--workers', '2'])
+    compare()
+    # A damaged shard and a missing one are made again, by another process.
+    shards = [name for name in bucket.find('bucket/out/train') if name.endswith('.array_record')]
+    bucket.pipe(shards[0], bucket.cat(shards[0])[:-1] + b'x')
+    bucket.rm(shards[1])
+    subprocess.run([sys.executable, '-m', 'fixres_jax.prepare', *command, '--workers', '2', *sys.argv[4:]], check=True)
+    compare()
+    there, disk = (sources.create(str(place), 'train') for place in ('gs://bucket/out', here))
+    assert there.labels.tolist() == disk.labels.tolist() and there.digests.tolist() == disk.digests.tolist()
+    assert [there.name(index) for index in range(48)] == [disk.name(index) for index in range(48)]
+    assert all(there[index] == disk[index] for index in (0, 20, 47))
+    try:
+        prepare.main(['gs://bucket/data', 'gs://bucket/data/train/out', '--workers', '0'])
+    except UsageError as error:
+        assert 'which is read' in str(error)
+    else:
+        raise AssertionError('written into what is read')
+    print('the same')
+finally:
+    server.stop()
+"""
+
+
+def run(code, *arguments):
+    """Run code beside a server of its own, whose port it gets as its second argument."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
         'STORAGE_EMULATOR_HOST': f'http://localhost:{port}',
+        'CLOUD_STORAGE_EMULATOR_ENDPOINT': f'http://localhost:{port}',  # array_record's own
         'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',  # asks over gRPC what kind a bucket is, which the emulator lacks
     }
-    command = [sys.executable, '-c', CODE, str(tiny_folder), str(port)]
+    first, *others = map(str, arguments)
+    command = [sys.executable, '-c', code, first, str(port), *others]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert 'the same' in ran.stdout, ran.stderr
+
+
+def test_a_folder_in_a_bucket_is_read_like_one_on_disk(tiny_folder):
+    run(CODE, tiny_folder)
+
+
+def test_shards_in_a_bucket_are_those_on_a_disk(tiny_folder, tmp_path):
+    run(PREPARE, tiny_folder, tmp_path)

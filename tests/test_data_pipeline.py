@@ -238,3 +238,19 @@ def test_program_that_meets_a_bad_image_prints_one_line(tiny_folder, tmp_path):
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.count('\n') == 1 and 'val_02.jpg, cannot be decoded: the file is empty' in done.stderr
+
+
+def test_the_order_of_many_records_is_computed_and_is_that_of_every_version(monkeypatch):
+    """Or a run would not go on where it stopped."""
+    many = 10**9
+    found = [pipeline.sample_record(sample, many, seed=3) for sample in (0, 1, 2, many - 1, many)]
+    places = 697905874, 757671371, 970669216, 504033881, 488310056
+    assert found == list(zip((0, 0, 0, 0, 1), places, strict=True))
+    monkeypatch.setattr(pipeline, 'LISTED', 10)
+    pipeline._order.cache_clear()
+    try:
+        epochs = [[pipeline.sample_record(e * 50 + i, 50, seed=3)[1] for i in range(50)] for e in range(3)]
+    finally:
+        pipeline._order.cache_clear()
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(50))

@@ -7,7 +7,8 @@ import pytest
 
 from fixres_jax import prepare
 from fixres_jax.core.errors import RunError, UsageError
-from fixres_jax.data import folders, sources
+from fixres_jax.data import digests, folders, sources
+from fixres_jax.data.others import Others
 
 
 def test_image_folder_is_torchvisions(tiny_folder):
@@ -282,3 +283,35 @@ def test_index_of_many_files_is_small(tmp_path, monkeypatch):
     source = folders.ImageFolder(tmp_path)
     assert len(source) == 30_000 and source.name(12_345) == f'{tmp_path}/n00000123/n00000123_45.JPEG'
     assert len(pickle.dumps(source)) < 100 * len(source)
+
+
+@pytest.mark.parametrize('left_out', [[], [0], [9], [0, 1, 2], [3, 4, 7], list(range(10)), [1, 3, 5, 7, 9]])
+def test_others_are_the_numbers_that_a_list_leaves_out(left_out):
+    others, expected = Others(10, np.array(left_out, np.int32)), sorted(set(range(10)) - set(left_out))
+    assert list(others) == expected == np.asarray(others).tolist() and len(others) == len(expected)
+    assert others[np.arange(len(expected))].tolist() == expected
+    for first in range(len(expected) + 1):
+        for stop in range(first, len(expected) + 2):
+            assert others[first:stop].tolist() == expected[first:stop]
+    with pytest.raises(IndexError):
+        others[len(expected)]
+
+
+def test_hashes_in_pieces_are_the_hashes(tiny_folder, monkeypatch):
+    source = sources.create(str(tiny_folder), 'train')
+
+    def marks():
+        sources.fingerprint.cache_clear()
+        rest, held = sources.hold_out(source, 0.25, seed=3)
+        again, few = sources.hold_out(rest, 0.25, seed=4)[0], sources.few_shot(rest, 2, seed=0)
+        parts = (source, rest, held, again, few, sources.hold_out(source, 1e-9, seed=1)[1])
+        assert all(len(sources.digests(part)) == len(part) for part in parts)
+        return [(shown(part), sources.fingerprint(part)) for part in parts]
+
+    expected = marks()
+    for piece, sorted_at_once in ((7, 2**26), (2**20, 10), (5, 3)):
+        monkeypatch.setattr(digests, 'PIECE', piece)
+        monkeypatch.setattr(digests, 'SORTED_AT_ONCE', sorted_at_once)
+        assert marks() == expected
+    in_order = b''.join(int(value).to_bytes(8, 'little') for value in sorted(sources.digests(source).tolist()))
+    assert expected[0][1] == hashlib.sha256(in_order).hexdigest()[:32]

@@ -195,7 +195,7 @@ def test_the_whole_recipe(family, tiny_folder, tmp_path, capsys):
     config.finetune.epochs, config.analyze.epochs = 1.0, 0.0
     recipe.run(config, tmp_path / 'run')
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
-    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted']
+    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted', 'adapted_at_train_resolution']
     _assert_only_changed(tmp_path / 'given', tmp_path / 'run', models.find(name).finetune('paper'))
 
     config.task = 'extract'

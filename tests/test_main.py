@@ -58,11 +58,11 @@ def finished(tmp_path_factory, tiny_folder):
     return workdir, main(workdir, f'--config.data.source={tiny_folder}', *SMALL)
 
 
-def test_the_recipe_ends_with_a_report_of_three_numbers(finished):
+def test_the_recipe_ends_with_a_report_of_four_numbers(finished):
     workdir, printed = finished
     report = json.loads((workdir / 'report.json').read_text())
     assert report['train_resolution'] == 32 and report['test_resolution'] in (32, 48)
-    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted']
+    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted', 'adapted_at_train_resolution']
     for number in report['numbers'].values():
         assert number['count'] == 24 and number['low'] <= number['top1'] <= number['high'] <= 100
         assert 0 <= number['top1'] <= number['top5'] <= 100
@@ -71,11 +71,13 @@ def test_the_recipe_ends_with_a_report_of_three_numbers(finished):
         report['numbers']['adapted']['top1'] - report['numbers']['larger']['top1']
     )
     assert change['low'] < change['high']
+    together = report['control_minus_train_resolution']['difference'] + report['adapted_minus_control']['difference']
+    assert together == pytest.approx(report['adapted_minus_train_resolution']['difference'])
     assert [row['resolution'] for row in report['curve']] == [32, 48]
     assert all({'top1_before', 'top1_after'} <= row.keys() for row in report['curve'])
     assert report['config']['model']['width'] == 8
     assert {'train', 'sweep', 'evaluate'} <= report['seconds'].keys()
-    assert 'three' not in printed and 'larger and adapted' in printed
+    assert 'larger and adapted' in printed and 'control: adapted at the training size' in printed
     for name in ('report.md', 'plots/accuracy.png', 'plots/training.png', 'train/metrics.jsonl', 'train/fixres.json'):
         assert (workdir / name).stat().st_size > 0
     with Image.open(workdir / 'plots' / 'accuracy.png') as picture:
@@ -109,7 +111,7 @@ def test_started_again_it_skips_what_is_done_and_makes_the_report_anew(finished,
     before = json.loads((workdir / 'report.json').read_text())
     (workdir / 'report.md').unlink()
     printed = main(workdir, f'--config.data.source={tiny_folder}', *SMALL)
-    assert printed.count('is done') == 5
+    assert printed.count('is done') == 6
     assert (workdir / 'report.md').exists()
     assert json.loads((workdir / 'report.json').read_text())['numbers'] == before['numbers']
 

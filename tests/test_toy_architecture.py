@@ -129,7 +129,7 @@ def test_the_recipe_trains_adapts_and_reports(config, tmp_path):
     config.model.name = 'toy'
     recipe.run(config, tmp_path / 'run')
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
-    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted']
+    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted', 'adapted_at_train_resolution']
     assert [row['resolution'] for row in report['curve']] == [16, 20, 32]  # a ResNet's would begin at 32
     trained, adapted = (network.load(tmp_path / 'run' / phase) for phase in ('train', 'adapt'))
     assert trained.about['width'] == TOY.width and trained.about['mean'] == list(TOY.mean)

@@ -101,7 +101,7 @@ def test_fine_tuning_trains_the_layer_norm_too(config, converted, tmp_path):
 def test_the_recipe_reports(config, tmp_path):
     recipe.run(config, tmp_path / 'run')
     report = json.loads((tmp_path / 'run' / 'report.json').read_text())
-    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted']
+    assert list(report['numbers']) == ['train_resolution', 'larger', 'adapted', 'adapted_at_train_resolution']
 
 
 def test_a_scale_and_bias_before_a_classifier_add_nothing_to_it():

@@ -43,11 +43,16 @@ def private(path: epath.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: epath.PathLike) -> Iterator[epath.Path]:
-    """Give a private temporary file beside a path; it takes the path's place when the block ends without an error."""
+def whole(path: epath.PathLike, mark: str = '') -> Iterator[epath.Path]:
+    """Give a private temporary file beside a path; it takes the path's place when the block ends without an error.
+
+    Args:
+      path: of the file to be.
+      mark: goes into the temporary name, where several processes may write the same file.
+    """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f'.{path.name}.incomplete'
+    temporary = path.parent / f'.{path.name}{mark and "."}{mark}.incomplete'
     private(temporary)
     yield temporary
     if '://' not in str(path):
@@ -55,10 +60,14 @@ def whole(path: epath.PathLike) -> Iterator[epath.Path]:
     temporary.replace(path)
 
 
-def write(path: epath.PathLike, content: str | bytes) -> None:
-    """Write a file whole or not at all, text as UTF-8; its folder is made."""
-    with whole(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+def write(path: epath.PathLike, content: str | bytes, mark: str = '') -> None:
+    """Write a file whole or not at all, text as UTF-8; its folder is made. For `mark` see `whole`."""
+    data = content.encode() if isinstance(content, str) else content
+    if '://' in str(path):
+        epath.Path(path).write_bytes(data)  # An object in a bucket is there when it is whole; to rename is to copy it.
+        return
+    with whole(path, mark) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

@@ -23,6 +23,7 @@ from fixres_jax.data.decoding import EncodedImage
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 
+LISTED = 2**24  # records whose order is kept as a list
 CHUNK = 64  # images that a worker hands over at once: few enough to keep buffers small with many workers
 _ORDER, _AUGMENTATION = 0, 1  # random streams
 _PLACE = 'place'  # of a chunk's images in their batch
@@ -156,8 +157,13 @@ def _rng(seed: int, number: int, stream: int) -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=2)
-def _order(num_records: int, seed: int, epoch: int) -> np.ndarray:
-    return _rng(seed, epoch, _ORDER).permutation(num_records).astype(np.int32)
+def _order(num_records: int, seed: int, epoch: int) -> Sequence[int]:
+    """Return the records of an epoch in their random order."""
+    rng = _rng(seed, epoch, _ORDER)
+    if num_records <= LISTED:
+        return rng.permutation(num_records).astype(np.int32)
+    # A list of all would take 12 bytes a record in every process; this one is computed a place at a time.
+    return grain.MapDataset.range(num_records).shuffle(seed=int(rng.integers(2**32)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 A source has `len(source)`, `source[i] -> {'encoded': bytes, 'label': int, 'name': str}`, `source.name(i)`,
 `source.labels` (int32[N]) and `source.class_names` (one name a label). Sources are small and picklable: workers
-get a copy.
+get a copy. A source that has its names' hashes ready gives them as `source.digests` (uint64[N]).
 """
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,11 +16,14 @@ from etils import epath
 
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.data import digests as hashes
 from fixres_jax.data import shards
 from fixres_jax.data.folders import ImageFolder, folders
+from fixres_jax.data.others import Others
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
-TFDS = 'tfds:'
+TFDS = hashes.NUMBERED
+HINTED = 100_000  # names looked at for one that was meant
 
 Record = dict[str, Any]
 
@@ -82,6 +85,11 @@ def create(spec: str, split: str) -> WholeSource:
     return shards.Shards(folder) if shards.found_in(folder) else ImageFolder(folder)
 
 
+def part(source: Source, first: int, last: int) -> Source:
+    """Return a source for the records [first, last) alone, under their numbers: small, to be sent to a worker."""
+    return source.part(first, last) if hasattr(source, 'part') else source
+
+
 def splits(spec: str) -> list[str]:
     """Return the names of the splits of a source; [''] for one without."""
     if str(spec).startswith(TFDS):
@@ -116,19 +124,19 @@ class Subset:
 
     Attributes:
       source: any source.
-      indices: int32[M] into it.
+      indices: int32[M] into it, or what is indexed like it.
       class_names: names of the labels shown.
       new_labels: int32[classes of `source`], the label shown for each; None when they are the same.
     """
 
     source: Source
-    indices: np.ndarray
+    indices: np.ndarray | Others
     class_names: tuple[str, ...]
     new_labels: np.ndarray | None = None
 
     @property
     def labels(self) -> np.ndarray:
-        labels = self.source.labels[self.indices]
+        labels = self.source.labels[np.asarray(self.indices)]
         return labels if self.new_labels is None else self.new_labels[labels]
 
     def __len__(self) -> int:
@@ -177,11 +185,16 @@ def hold_out(source: Source, fraction: float, seed: int) -> tuple[Subset, Subset
     """
     if not 0 <= fraction < 1:
         raise UsageError(f'The held-out fraction is {fraction}; expected a number from 0 to below 1.')
-    draws = _draws(source, 'hold_out', seed)
-    held = draws < fraction
-    if fraction and len(source) and not held.any():
-        held[draws.argmin()] = True
-    return _parts(source, np.flatnonzero(held))
+    held, lowest, first = [np.empty(0, np.int64)], (1.0, 0), 0
+    for piece in _pieces(source):
+        draws = hashes.draws(piece, 'hold_out', seed)
+        held.append(first + np.flatnonzero(draws < fraction))
+        lowest = min(lowest, (float(draws.min()), first + int(draws.argmin())))
+        first += len(piece)
+    held = np.concatenate(held)
+    if fraction and len(source) and not len(held):
+        held = np.array([lowest[1]])
+    return _parts(source, held)
 
 
 def hold_out_listed(source: Source, path: epath.PathLike) -> tuple[Subset, Subset]:
@@ -200,20 +213,27 @@ def hold_out_listed(source: Source, path: epath.PathLike) -> tuple[Subset, Subse
     path = files.reachable(path)
     if not path.exists():
         raise UsageError(f'There is no file {str(path)!r} that lists images.')
-    places: dict[str, list[int]] = {}
+    listed = [name for line in path.read_text().split('\n') if (name := line.strip())]
+    places: dict[str, list[int]] = {'/'.join(name.split('/')[-2:]): [] for name in listed}
     for index in range(len(source)):
-        folder, _, name = source.name(index).rpartition('/')
-        for key in (name, f'{folder.rpartition("/")[2]}/{name}'):
-            places.setdefault(key, []).append(index)
+        for key in _keys(source.name(index)):
+            if key in places:
+                places[key].append(index)
     held = []
-    for line in path.read_text().split('\n'):
-        if name := line.strip():
-            found = places.get('/'.join(name.split('/')[-2:]), [])
-            if len(found) != 1:
-                hint = 'Give its class folder too.' if found else nearest(name, places).strip()
-                raise UsageError(f'{path}: {name} is {len(found)} times in the data set. {hint}'.rstrip())
-            held += found
+    for name in listed:
+        found = places['/'.join(name.split('/')[-2:])]
+        if len(found) != 1:
+            known = itertools.chain.from_iterable(_keys(source.name(index)) for index in range(len(source)))
+            hint = 'Give its class folder too.' if found else nearest(name, itertools.islice(known, HINTED)).strip()
+            raise UsageError(f'{path}: {name} is {len(found)} times in the data set. {hint}'.rstrip())
+        held += found
     return _parts(source, np.array(held, np.int64))
+
+
+def _keys(name: str) -> tuple[str, str]:
+    """Return what a list may call a record: its file's name, with its class folder or without."""
+    folder, _, file = name.rpartition('/')
+    return file, f'{folder.rpartition("/")[2]}/{file}'
 
 
 def few_shot(source: Source, amount: int | float, seed: int) -> Subset:
@@ -291,47 +311,56 @@ def relabelled(source: Source | None, names: Sequence[str]) -> Source | None:
 def digests(source: Source) -> np.ndarray:
     """Return a hash of each record's name, uint64[N], the same wherever and however the data set is kept.
 
-    The name is the class and the last two parts of the path: a folder that is moved, or made into shards, keeps its
-    hashes. Records of tensorflow-datasets have no file names: their number in the split stands in.
+    See `digests.digest`; records of tensorflow-datasets have no file names: their number in the split stands in.
     """
     if isinstance(source, Subset):
-        return digests(source.source)[source.indices]
-    return _digests(source)
+        return np.concatenate([np.empty(0, np.uint64), *_pieces(source)])
+    return _whole(source)
+
+
+def _whole(source: Source) -> np.ndarray:
+    ready = getattr(source, 'digests', None)
+    return _digests(source) if ready is None else ready
+
+
+def _pieces(source: Source) -> Iterator[np.ndarray]:
+    """Iterate over the hashes of the names, a piece at a time, in the source's order."""
+    for first in range(0, len(source), hashes.PIECE):
+        yield _look_up(source, slice(first, first + hashes.PIECE))
+
+
+def _look_up(source: Source, places: slice | np.ndarray) -> np.ndarray:
+    if isinstance(source, Subset):
+        if isinstance(places, slice) and isinstance(source.indices, Others):
+            return source.indices.pick(lambda first, stop: _look_up(source.source, slice(first, stop)), places)
+        return _look_up(source.source, source.indices[places])
+    return _whole(source)[places]
 
 
 @functools.lru_cache(maxsize=4)  # A million names take seconds; the parts of a source ask again and again.
 def _digests(source: Source) -> np.ndarray:
-    found = np.empty(len(source), np.uint64)
     # Labels of tensorflow-datasets stand in the records: none are read for a name.
-    numbered = len(source) > 0 and source.name(0).startswith(TFDS)
+    numbered = len(source) > 0 and source.name(0).startswith(hashes.NUMBERED)
     labels = None if numbered else source.labels.tolist()
+    found = np.empty(len(source), np.uint64)
     for index in range(len(source)):
-        name = source.name(index)
-        if not numbered:
-            name = '/'.join((source.class_names[labels[index]], *name.rsplit('/', 2)[-2:]))
-        digest = hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()
-        found[index] = int.from_bytes(digest, 'little')
+        found[index] = hashes.digest(source.name(index), '' if numbered else source.class_names[labels[index]])
     found.setflags(write=False)
     return found
 
 
+@functools.lru_cache(maxsize=8)  # Every phase asks.
 def fingerprint(source: Source) -> str:
     """Return a hash of the names of all records, whatever their order: two sources of the same images have the same."""
-    return hashlib.sha256(np.sort(digests(source)).astype('<u8').tobytes()).hexdigest()[:32]
+    return hashes.of_set(lambda: _pieces(source), len(source))
 
 
 def _draws(source: Source, purpose: str, seed: int) -> np.ndarray:
     """Return a number for each record, float64[N] in [0, 1), a function of its name, the purpose and the seed alone."""
-    salt = hashlib.blake2b(f'{purpose} {seed}'.encode(), digest_size=8).digest()
-    x = digests(source) ^ np.uint64(int.from_bytes(salt, 'little'))
-    # The finalizer of splitmix64: one bit of the salt changes half of the bits of every draw.
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return ((x ^ (x >> np.uint64(31))) >> np.uint64(11)) * 2.0**-53
+    return hashes.draws(digests(source), purpose, seed)
 
 
 def _parts(source: Source, selected: np.ndarray) -> tuple[Subset, Subset]:
     """Return (the others, the selected) records in the source's order."""
-    chosen = np.zeros(len(source), dtype=bool)
-    chosen[selected] = True
-    return subset(source, np.flatnonzero(~chosen)), subset(source, np.flatnonzero(chosen))
+    selected = np.unique(selected).astype(np.int32)
+    return Subset(source, Others(len(source), selected), source.class_names), subset(source, selected)

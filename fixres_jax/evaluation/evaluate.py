@@ -102,7 +102,7 @@ def evaluate(
     source: Source,
     test_transforms: Mapping[int, Transform],
     feed: Feed,
-    own: Mapping[int, Network] = types.MappingProxyType({}),
+    single: Mapping[tuple[str, int], Network] = types.MappingProxyType({}),
     present: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
     """Count what each network gets right at each resolution; each file is decoded once.
@@ -112,7 +112,7 @@ def evaluate(
       source: labelled images.
       test_transforms: resolution -> transform to uint8[R, R, 3].
       feed: how the images pass.
-      own: resolution -> one more network, 'own', that is another one at each resolution.
+      single: (name, resolution) -> one more network, tested at that resolution alone.
       present: labels that the source has, where they are fewer than the network's classes: scored by themselves too.
 
     Returns:
@@ -126,7 +126,7 @@ def evaluate(
     """
     reduce = _make_reduce(feed.mesh)
     points = {(name, size): network for size in test_transforms for name, network in networks.items()}
-    points |= {('own', size): network for size, network in own.items()}
+    points |= single
     total, unread = None, []
     for _, _, batch in one_pass(source, test_transforms, feed):
         outcomes = [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -121,21 +122,23 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
 
-        if mode.selects('/'.join(self.path)):
-            size = _check_group(x.shape, self.group_size or batch)
-            mean, var = _statistics(x, size)
-            if mode.population:
-                running_mean.value, running_var.value = (value.mean(0) for value in (mean, var))
-            elif not self.is_initializing():
-                count = size * math.prod(x.shape[1:-1])
-                _move(running_mean, mean, self.momentum)
-                _move(running_var, var * (count / (count - 1)), self.momentum)
-        else:
-            size, mean, var = batch, running_mean.value[None], running_var.value[None]
-        # One multiplication and one addition an element, which compilers join to the convolutions around them.
-        factor = lax.rsqrt(var + self.epsilon) * scale[None]
-        factor, offset = (_of_images(value, size, x.ndim) for value in (factor, bias[None] - mean * factor))
-        return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+        if not mode.selects('/'.join(self.path)):
+            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
+            offset = bias - running_mean.value * factor
+            factor, offset = (value.reshape((1,) * (x.ndim - 1) + (channels,)) for value in (factor, offset))
+            return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+        size = _check_group(x.shape, self.group_size or batch)
+        by_group = functools.partial(_normalize, size=size, epsilon=self.epsilon, reshape=True)
+        by_image = functools.partial(_normalize, size=size, epsilon=self.epsilon, reshape=False)
+        # XLA:GPU writes reshaped maps out, transposed and in float32; XLA:TPU reshapes for nothing, and does less then.
+        y, mean, var = lax.platform_dependent(x, scale, bias, tpu=by_group, default=by_image)
+        if mode.population:
+            running_mean.value, running_var.value = (value.mean(0) for value in (mean, var))
+        elif not self.is_initializing():
+            count = size * math.prod(x.shape[1:-1])
+            _move(running_mean, mean, self.momentum)
+            _move(running_var, var * (count / (count - 1)), self.momentum)
+        return y
 
 
 def _check_group(shape: tuple[int, ...], size: int) -> int:
@@ -154,25 +157,40 @@ def _check_group(shape: tuple[int, ...], size: int) -> int:
     return size
 
 
-def _statistics(x: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Return mean and biased variance of each group of `size` images, float32[G, C]."""
-    space = tuple(range(1, x.ndim - 1))
+def _normalize(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, size: int, epsilon: float, reshape: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalize groups of images by their own statistics.
 
-    def mean_of_groups(of_pixels):
-        # Over space first: a reshape of the maps into groups makes XLA:GPU write them out, transposed, in float32.
-        return of_pixels.mean(space).reshape(-1, size, x.shape[-1]).mean(1)
+    Args:
+      x: [B, ..., C].
+      scale, bias: float32[C].
+      size: images of a group.
+      epsilon: added to the variance.
+      reshape: whether the maps themselves are reshaped into groups, or else the sums of each image and what each image
+        is multiplied by. The result is the same but for rounding.
 
-    x = x.astype(jnp.float32)
-    mean = mean_of_groups(x)
+    Returns:
+      (what x becomes, mean float32[B / size, C], biased variance float32[B / size, C]).
+    """
+    channels = x.shape[-1]
+    maps = x.astype(jnp.float32).reshape(*((-1, size) if reshape else (-1,)), *x.shape[1:])
+    inner = tuple(range(1, maps.ndim - 1))
+
+    def mean_of_groups(values: jax.Array) -> jax.Array:
+        return values.mean(inner).reshape(x.shape[0] // size, -1, channels).mean(1)
+
+    def to_maps(values: jax.Array) -> jax.Array:
+        repeated = values if reshape else jnp.repeat(values, size, axis=0)
+        return repeated.reshape(-1, *[1] * len(inner), channels)
+
+    mean = mean_of_groups(maps)
     # E[x^2] - E[x]^2 reads the activations once where the two-pass variance reads them twice.
-    return mean, jnp.maximum(mean_of_groups(jnp.square(x)) - jnp.square(mean), 0.0)
-
-
-def _of_images(of_groups: jax.Array, size: int, ndim: int) -> jax.Array:
-    """Repeat values of groups, [G, C], for their images: [B, 1, 1, C], of as many axes as the maps have."""
-    groups, channels = of_groups.shape
-    repeated = jnp.broadcast_to(of_groups[:, None], (groups, size, channels))
-    return repeated.reshape(groups * size, *[1] * (ndim - 2), channels)
+    var = jnp.maximum(mean_of_groups(jnp.square(maps)) - jnp.square(mean), 0.0)
+    # One multiplication and one addition an element, which compilers join to the convolutions around them.
+    factor = lax.rsqrt(var + epsilon) * scale[None]
+    y = maps * to_maps(factor) + to_maps(bias[None] - mean * factor)
+    return y.reshape(x.shape).astype(x.dtype), mean, var
 
 
 def _move(running: nn.Variable, of_groups: jax.Array, momentum: float) -> None:

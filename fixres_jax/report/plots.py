@@ -14,8 +14,8 @@ def accuracy_by_resolution(
     """Draw top-1 against test resolution before and after adaptation, with 95 % intervals as bands.
 
     Args:
-      curve: rows with resolution in pixels and top1, low, high in percent, each with _before and _after, and
-        _own where a network adapted at that very resolution was tested.
+      curve: rows with resolution in pixels and top1, low, high in percent, each with _before and _after, with _own
+        where a network adapted at that very resolution was tested, and with _control at the training size.
       train_resolution: pixels, marked.
       test_resolution: pixels, where the network was adapted; marked.
       count: test images.
@@ -28,6 +28,7 @@ def accuracy_by_resolution(
         ('before', BEFORE, 'o', 'not adapted'),
         ('after', AFTER, 's', f'adapted at {test_resolution}'),
         ('own', OWN, '^', 'adapted at each size'),
+        ('control', CHANCE, '*', f'control: adapted at {train_resolution}'),
     ):
         rows = [row for row in curve if f'top1_{suffix}' in row]
         if rows:
@@ -35,7 +36,7 @@ def accuracy_by_resolution(
                 np.array([row[name] for row in rows])
                 for name in ('resolution', *(f'{name}_{suffix}' for name in ('top1', 'low', 'high')))
             )
-            axes.plot(at, top1, marker=marker, color=colour, label=label)
+            axes.plot(at, top1, marker=marker, markersize=12 if marker == '*' else 6, color=colour, label=label)
             axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.axvline(train_resolution, color=CHANCE, linestyle=':', label=f'trained at {train_resolution}')
     axes.axvline(test_resolution, color=CHANCE, linestyle='--', label=f'chosen: {test_resolution}')

@@ -16,6 +16,7 @@ NUMBERS = {
     'train_resolution': 'tested at the training size',
     'larger': 'larger, not adapted',
     'adapted': 'larger and adapted',
+    'adapted_at_train_resolution': 'control: adapted at the training size',
 }
 
 
@@ -25,7 +26,8 @@ def build(
     """Put the phases' results together.
 
     Args:
-      results: phase -> its result, of the phases train, sweep, adapt or finetune, and evaluate.
+      results: phase -> its result, of the phases train, sweep, adapt or finetune, control (where the config has it)
+        and evaluate.
       train_resolution: pixels.
       config: the run's config as a nested dict.
       environment: command, date, devices, host, versions.
@@ -40,13 +42,17 @@ def build(
         'larger': ('before', chosen),
         'adapted': ('after', chosen),
     }
+    if 'control' in results:
+        # Where the training size was kept, the adapted network is its own control.
+        control = 'control' if chosen != train_resolution else 'after'
+        points['adapted_at_train_resolution'] = (control, train_resolution)
     tested = {(point['network'], point['resolution']) for point in test['points']}
     resolutions = sorted({point['resolution'] for point in test['points']})
     kind = 'adapt' if 'adapt' in results else 'finetune'
     curve = []
     for resolution in resolutions:
         row = {'resolution': resolution}
-        for network in ('before', 'after', 'own'):
+        for network in ('before', 'after', 'own', 'control'):
             if (network, resolution) in tested:
                 point = find_point(test, network, resolution)
                 row |= {f'{name}_{network}': point[name] for name in ('top1', 'low', 'high')}
@@ -59,6 +65,7 @@ def build(
         'larger_minus_train_resolution': compare(test, points['larger'], points['train_resolution']),
         'adapted_minus_larger': compare(test, points['adapted'], points['larger']),
         'adapted_minus_train_resolution': compare(test, points['adapted'], points['train_resolution']),
+        **_controlled(test, points),
         'present': test.get('present'),
         'curve': curve,
         'held_out_curve': results['sweep'].get('points', []),
@@ -71,21 +78,47 @@ def build(
     }
 
 
+def _controlled(test: dict[str, Any], points: dict[str, tuple[str, int]]) -> dict[str, Any]:
+    """Return what adapting was worth at the training size, and what the larger size was worth between adapted networks.
+
+    The two add up to what adapting and the larger size are worth together.
+    """
+    control = points.get('adapted_at_train_resolution')
+    if control is None:
+        return {}
+    return {
+        'control_minus_train_resolution': compare(test, control, points['train_resolution']),
+        'adapted_minus_control': compare(test, points['adapted'], control),
+    }
+
+
 def verdict(report: dict[str, Any]) -> str:
-    """Say in a sentence or two what the run showed, and what it did not."""
-    steps = (
-        ('The larger test resolution', report['larger_minus_train_resolution']),
-        ('The adaptation', report['adapted_minus_larger']),
-    )
-    sentences = []
-    for what, change in steps:
-        size = f'{change["difference"]:+.2f} points (95 % interval {change["low"]:+.2f} to {change["high"]:+.2f})'
-        if change['low'] <= 0 <= change['high']:
-            size += ': no detectable effect on these images'
-        sentences.append(f'{what} changed top-1 by {size}.')
-    if report['test_resolution'] == report['train_resolution']:
-        sentences[0] = 'No larger resolution was better on the held-out images, so the training size was kept.'
+    """Say in a few sentences what the run showed, and what it did not: how much is resolution, how much refitting."""
+    train, test = report['train_resolution'], report['test_resolution']
+    both = f'Adapted and tested at {test}, the network {_gains(report["adapted_minus_train_resolution"])}'
+    if train == test:
+        return f'No larger resolution was better on the held-out images, so the training size was kept. {both}.'
+    sentences = [
+        f'{both} over its training size, {train}.',
+        f'The larger size alone, without adaptation, {_gains(report["larger_minus_train_resolution"])}.',
+    ]
+    if 'adapted_minus_control' in report:
+        sentences += [
+            f'Refitting alone, adapted at {train}, {_gains(report["control_minus_train_resolution"])}.',
+            f'The rest is resolution: between adapted networks, {test} over {train} '
+            f'{_gains(report["adapted_minus_control"])}.',
+        ]
+    else:
+        sentences.append('How much of it is refitting was not measured (control=False).')
     return ' '.join(sentences)
+
+
+def _gains(change: dict[str, float]) -> str:
+    """Say what a change was worth, and whether that can be told from nothing."""
+    size = f'{change["difference"]:+.2f} points of top-1 (95 % interval {change["low"]:+.2f} to {change["high"]:+.2f})'
+    if change['low'] <= 0 <= change['high']:
+        return f'shows no detectable effect on these images: {size}'
+    return f'{"gains" if change["difference"] > 0 else "loses"} {size}'
 
 
 def _number_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -103,23 +136,25 @@ def _number_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def number_table(report: dict[str, Any]) -> Table:
-    """Return header and rows of the three numbers."""
+    """Return header and rows of the numbers that are never merged."""
     return ('', 'test resolution', 'top-1 (%)', '95 % interval', 'top-5 (%)', 'images'), _number_rows(report)
 
 
 def summary(report: dict[str, Any]) -> str:
-    """Return the three numbers and the verdict as lines for a terminal."""
+    """Return the numbers and the verdict as lines for a terminal."""
     return f'{tables.plain(number_table(report))}\n{verdict(report)}'
 
 
 def difference_table(report: dict[str, Any]) -> Table:
     """Return header and rows of what each step was worth."""
     steps = {
-        'larger resolution alone': 'larger_minus_train_resolution',
-        'adaptation, at the same resolution': 'adapted_minus_larger',
+        'larger resolution, not adapted': 'larger_minus_train_resolution',
+        'adaptation, at the larger resolution': 'adapted_minus_larger',
         'both together': 'adapted_minus_train_resolution',
+        'refitting: adaptation at the training size': 'control_minus_train_resolution',
+        'resolution: the larger one, between adapted networks': 'adapted_minus_control',
     }
-    rows = [(label, *tables.difference(report[name])) for label, name in steps.items()]
+    rows = [(label, *tables.difference(report[name])) for label, name in steps.items() if name in report]
     return ('step', 'difference', '95 % interval'), rows
 
 

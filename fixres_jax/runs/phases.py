@@ -21,7 +21,7 @@ from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, html, report
 from fixres_jax.runs.run import Run
-from fixres_jax.runs.tasks import ADAPTATIONS
+from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
 from fixres_jax.training import train
 from fixres_jax.weights import network
@@ -142,30 +142,43 @@ def _trained(run: Run, results: Results) -> Network:
 
 def adapt_phase(run: Run, results: Results) -> dict[str, Any]:
     """Adapt to the test resolution in one pass over the training images."""
-    resolution = _test_resolution(run, results)
+    return _adapt(run, results, _test_resolution(run, results), 'adapt')
+
+
+def finetune_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Fine-tune the last BatchNorm's statistics and the classifier at the test resolution."""
+    return _finetune(run, results, _test_resolution(run, results), 'finetune')
+
+
+def control_phase(run: Run, results: Results) -> dict[str, Any]:
+    """Adapt to the training size in the same way; nothing to do where that is the test resolution."""
+    if _test_resolution(run, results) == run.train_resolution:
+        return {'test_resolution': run.train_resolution}
+    return WAYS[run.settings.adaptation](run, results, run.train_resolution, CONTROL)
+
+
+def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
     adapted = adapt.adapt(
         _trained(run, results),
         run.images,
         run.test_transforms((resolution,)),
         run.adaptation,
-        run.feed('adapt'),
+        run.feed(phase),
         seed=run.settings.seed,
         directory=run.workdir / 'embeddings',
         augment=transforms.make_finetune(resolution, augmentation='v2', **run.resizing),
     )
     result, record = adapted[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
-    directory = run.workdir / 'adapt'
+    directory = run.workdir / phase
     if processes.is_host0() and directory.exists():  # of a run that was stopped before it wrote adapt.json
         directory.rmtree()
     network.save(directory, result)
-    run.networks['adapt'] = result
+    run.networks[phase] = result
     return record | {'test_resolution': resolution}
 
 
-def finetune_phase(run: Run, results: Results) -> dict[str, Any]:
-    """Fine-tune the last BatchNorm's statistics and the classifier at the test resolution."""
-    resolution = _test_resolution(run, results)
+def _finetune(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
     start = _trained(run, results)
     model = train.regroup(start.model, run.finetuning, 'finetune')
     augmentation = run.finetuning.augmentation
@@ -175,26 +188,32 @@ def finetune_phase(run: Run, results: Results) -> dict[str, Any]:
         transforms.make_finetune(resolution, augmentation=augmentation, **run.resizing),
         run.finetuning,
         runtime=run.runtime,
-        writing=run.writing('finetune'),
+        writing=run.writing(phase),
         seed=run.settings.seed + 1,  # other batches than training saw
-        title='finetune',
+        title=phase,
     )
-    run.networks['finetune'] = dataclasses.replace(result, model=run.start.model)
+    run.networks[phase] = dataclasses.replace(result, model=run.start.model)
     return info | {'test_resolution': resolution}
+
+
+WAYS = {'one_pass': _adapt, 'finetune': _finetune}  # by the config's `adaptation`
 
 
 def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     """Evaluate on the test split: the recipe's networks, or the one that was given."""
-    own, resolutions = {}, run.resolutions
+    single, resolutions = {}, run.resolutions
     if 'train' in results:
         networks = {'before': run.network('train'), 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
-        own = _adapted_in_sweep(run, run.workdir, networks['before'])
         chosen = results['sweep']['test_resolution']
+        swept = _adapted_in_sweep(run, run.workdir, networks['before'])
+        single = {('own', resolution): adapted for resolution, adapted in swept.items()}
+        if CONTROL in results and chosen != run.train_resolution:
+            single[CONTROL, run.train_resolution] = run.network(CONTROL)
         resolutions = tuple(sorted({*resolutions, run.train_resolution, chosen}))
     else:
         networks = {'given': run.start.placed(run.runtime)}
     result = evaluate.evaluate(
-        networks, run.images.test, run.test_transforms(resolutions), run.feed('evaluate'), own, run.present
+        networks, run.images.test, run.test_transforms(resolutions), run.feed('evaluate'), single, run.present
     )
     for point in result['points']:
         log.info(
@@ -324,6 +343,7 @@ PHASES: dict[str, Callable[[Run, Results], dict[str, Any]]] = {
     'sweep': sweep_phase,
     'adapt': adapt_phase,
     'finetune': finetune_phase,
+    CONTROL: control_phase,
     'evaluate': evaluate_phase,
     'studies': studies_phase,
     'report': report_phase,

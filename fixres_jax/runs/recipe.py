@@ -1,4 +1,4 @@
-"""The whole method: train -> sweep the test resolution -> adapt there -> evaluate -> report.
+"""The whole method: train -> sweep the test resolution -> adapt there, and at the training size -> evaluate -> report.
 
 Each phase leaves its result as `<phase>.json` in the workdir; a phase whose result is there is not run again.
 """

@@ -13,7 +13,7 @@ from fixres_jax.evaluation.outputs import Extraction
 from fixres_jax.machines import sharding
 from fixres_jax.models import Architecture
 from fixres_jax.models.options import Options
-from fixres_jax.runs.tasks import ADAPTATION, ADAPTATIONS, TASKS
+from fixres_jax.runs.tasks import ADAPTATION, ADAPTATIONS, CONTROL, TASKS
 from fixres_jax.studies import STUDIES, Analysis
 from fixres_jax.training.optimization import Finetuning, Optimization, Training
 
@@ -38,6 +38,7 @@ class Settings(Section):
 
     task: str
     adaptation: str
+    control: bool
     seed: int
     init_from: str
     reset_head: bool
@@ -74,7 +75,8 @@ class Settings(Section):
     def phases(self) -> tuple[str, ...]:
         """The phases of the task, in order."""
         chosen = ADAPTATIONS[self.adaptation]
-        return tuple(chosen if phase == ADAPTATION else phase for phase in TASKS[self.task].phases)
+        phases = tuple(chosen if phase == ADAPTATION else phase for phase in TASKS[self.task].phases)
+        return phases if self.control else tuple(phase for phase in phases if phase != CONTROL)
 
     @property
     def trains(self) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 
 ADAPTATIONS = {'one_pass': 'adapt', 'finetune': 'finetune'}  # the config's `adaptation` -> the phase that it is
 ADAPTATION = 'ADAPTATION'  # stands for that phase in a task
+CONTROL = 'control'  # the same adaptation at the training size, which the config's `control` may leave out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Task:
 
 
 TASKS = {
-    'recipe': Task(('train', 'sweep', ADAPTATION, 'evaluate', 'studies', 'report'), trains=True, chooses=True),
+    'recipe': Task(('train', 'sweep', ADAPTATION, CONTROL, 'evaluate', 'studies', 'report'), trains=True, chooses=True),
     'train': Task(('train',), trains=True),
     'adapt': Task(('adapt',), needs_network=True, needs_resolution=True),
     'finetune': Task(('finetune',), needs_network=True, needs_resolution=True),
