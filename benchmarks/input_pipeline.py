@@ -1,22 +1,24 @@
-"""Measure images per second and core of the input pipeline, beside torchvision's DataLoader and tf.data.
+"""Measure images per second and core of the input pipeline, beside torchvision's DataLoader, tf.data and DALI.
 
-    python benchmarks/input_pipeline.py IMAGES [--resolutions 128 224] [--workers 0 2] [--rounds 5]
+    python benchmarks/input_pipeline.py IMAGES [--resolutions 128 224] [--cores 1 2] [--rounds 5] [--json OUT]
 
 IMAGES is a folder of JPEG files at their original sizes (class folders or not). Every contestant reads, decodes, crops,
 flips, jitters and batches the same files, from the page cache. Contestants take turns; the figures are medians over the
-rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. One process is
-measured in CPU seconds of all its threads, worker processes by the clock. torchvision and tf.data take part where they
-are installed.
+rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. Time is that of
+the CPU, of all threads and worker processes together: what a core delivers that nothing else uses. Several cores have
+as many threads, or as many worker processes if a contestant needs them. torchvision, tf.data and DALI take part where
+they are installed. Linux only.
 """
 
 import argparse
+import json
+import os
 import pathlib
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -27,20 +29,20 @@ BATCH, COPIES = 128, 8  # images a batch; times each file is in the data set
 BASE = 'torchvision DataLoader'
 
 
-def fixres(root: pathlib.Path, workers: int, resolution: int, repeats: int = 1, **options) -> Iterator[int]:
+def fixres(root: pathlib.Path, cores: int, resolution: int, repeats: int = 1, processes: bool = False) -> Iterator[int]:
     """Yield batch sizes of this project's pipeline."""
     source = sources.create(str(root), '')
-    transform = transforms.make_train(resolution, **options)
-    steps = len(source) // BATCH
+    transform = transforms.make_train(resolution)
+    readers = pipeline.Readers(workers=cores, threads=1) if processes else pipeline.Readers(threads=cores)
     batches = pipeline.train_batches(
-        source, transform, pipeline.Readers(workers=workers, threads=1),
-        batch_size=BATCH, seed=0, start_step=0, num_steps=steps, repeats=repeats,
+        source, transform, readers,
+        batch_size=BATCH, seed=0, start_step=0, num_steps=len(source) // BATCH, repeats=repeats,
     )  # fmt: skip
     for batch in batches:
         yield len(batch['image'])
 
 
-def torchvision(root: pathlib.Path, workers: int, resolution: int) -> Iterator[int]:
+def torchvision(root: pathlib.Path, cores: int, resolution: int) -> Iterator[int]:
     """Yield batch sizes of torchvision's ImageFolder and torch's DataLoader, with the usual float tensors."""
     import torch
     from torchvision import datasets
@@ -50,11 +52,12 @@ def torchvision(root: pathlib.Path, workers: int, resolution: int) -> Iterator[i
     steps = [T.RandomResizedCrop(resolution), T.RandomHorizontalFlip(), T.ColorJitter(0.3, 0.3, 0.3)]
     steps += [T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     data = datasets.ImageFolder(root, T.Compose(steps))
+    workers = cores if cores > 1 else 0
     for images, _ in torch.utils.data.DataLoader(data, BATCH, shuffle=True, num_workers=workers, drop_last=True):
         yield len(images)
 
 
-def tf_data(root: pathlib.Path, workers: int, resolution: int) -> Iterator[int]:
+def tf_data(root: pathlib.Path, cores: int, resolution: int) -> Iterator[int]:
     """Yield batch sizes of tf.data with the fused decode-and-crop; its crops are smaller (see docs/data.md)."""
     import tensorflow as tf
 
@@ -73,21 +76,49 @@ def tf_data(root: pathlib.Path, workers: int, resolution: int) -> Iterator[int]:
         return tf.cast(tf.clip_by_value(image, 0, 1) * 255, tf.uint8)
 
     files = tf.data.Dataset.from_tensor_slices(sorted(map(str, root.glob('*/*')))).shuffle(10_000)
-    data = files.map(load, num_parallel_calls=max(1, workers)).batch(BATCH, drop_remainder=True)
+    data = files.map(load, num_parallel_calls=cores).batch(BATCH, drop_remainder=True)
     options = tf.data.Options()
-    options.threading.private_threadpool_size = max(1, workers)
-    for images in data.with_options(options).prefetch(2 if workers else 0):
+    options.threading.private_threadpool_size = cores
+    for images in data.with_options(options).prefetch(2 if cores > 1 else 0):
         yield len(images)
 
 
+def dali(root: pathlib.Path, cores: int, resolution: int) -> Iterator[int]:
+    """Yield batch sizes of DALI's operators for the CPU, which decode only the crop."""
+    from nvidia.dali import fn, pipeline_def
+
+    @pipeline_def(batch_size=BATCH, num_threads=cores, device_id=None)
+    def images():
+        encoded, labels = fn.readers.file(file_root=str(root), random_shuffle=True)
+        image = fn.decoders.image_random_crop(encoded, random_aspect_ratio=[3 / 4, 4 / 3], random_area=[0.08, 1.0])
+        image = fn.resize(image, size=[resolution, resolution], antialias=True)
+        image = fn.flip(image, horizontal=fn.random.coin_flip())
+        brightness, contrast, saturation = (fn.random.uniform(range=[0.7, 1.3]) for _ in range(3))
+        return fn.color_twist(image, brightness=brightness, contrast=contrast, saturation=saturation), labels
+
+    batches = images()
+    batches.build()
+    for _ in range(len(list(root.glob('*/*'))) // BATCH):
+        batches.run()
+        yield BATCH
+
+
 def seconds_per_image(batches: Iterator[int], warm_up: int) -> float:
-    """Time an iterator from batch `warm_up`, when workers have started, to its last; without workers in CPU time."""
-    clock = time.perf_counter if warm_up > 1 else time.process_time
+    """Return the CPU seconds an image takes, from batch `warm_up`, when workers have started, to the last."""
     times, sizes = [], []
     for size in batches:
-        times.append(clock())
+        times.append(cpu_seconds(os.getpid()))
         sizes.append(size)
     return (times[-1] - times[warm_up - 1]) / sum(sizes[warm_up:])
+
+
+def cpu_seconds(process: int) -> float:
+    """Return the CPU seconds that a process and those it has started, living or not, have used so far."""
+    used = pathlib.Path(f'/proc/{process}/stat').read_text().rpartition(')')[2].split()
+    seconds = sum(map(int, used[11:15])) / os.sysconf('SC_CLK_TCK')
+    for children in pathlib.Path(f'/proc/{process}/task').glob('*/children'):
+        seconds += sum(cpu_seconds(int(child)) for child in children.read_text().split())
+    return seconds
 
 
 def make_folders(images: pathlib.Path, out: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
@@ -103,8 +134,10 @@ def make_folders(images: pathlib.Path, out: pathlib.Path) -> tuple[pathlib.Path,
     return folder, out / 'prepared' / 'train'
 
 
-def contestants(original: pathlib.Path, prepared: pathlib.Path) -> dict[str, Callable[[int, int], Iterator[int]]]:
-    """Return name -> function of (workers, resolution)."""
+def contestants(
+    original: pathlib.Path, prepared: pathlib.Path, cores: int
+) -> dict[str, Callable[[int, int], Iterator[int]]]:
+    """Return name -> function of (cores, resolution)."""
     found = {}
     try:
         import torchvision as _  # noqa: F401
@@ -118,43 +151,60 @@ def contestants(original: pathlib.Path, prepared: pathlib.Path) -> dict[str, Cal
         found['tf.data decode-and-crop'] = lambda *job: tf_data(original, *job)
     except ImportError:
         print('TensorFlow is not installed: tf.data is left out')
+    try:
+        import nvidia.dali as _  # noqa: F401
+
+        found['DALI, on the CPU'] = lambda *job: dali(original, *job)
+    except ImportError:
+        print('DALI is not installed: it is left out')
     found['files'] = lambda *job: fixres(original, *job)
-    found['files, fast_decode'] = lambda *job: fixres(original, *job, fast_decode=True)
+    if cores > 1:
+        found['files, processes'] = lambda *job: fixres(original, *job, processes=True)
     found['files, 3 copies of an image'] = lambda *job: fixres(original, *job, repeats=3)
     found['records'] = lambda *job: fixres(prepared, *job)
     found['records, 3 copies of an image'] = lambda *job: fixres(prepared, *job, repeats=3)
     return found
 
 
-def measure(runs: dict[str, Callable], workers: int, resolution: int, rounds: int) -> None:
-    """Print a table: images per second and core, and the ratio to torchvision."""
+def measure(runs: dict[str, Callable], cores: int, resolution: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Print a table, images per second and core and the ratio to torchvision; return both, of every round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            times[name].append(seconds_per_image(run(workers, resolution), 1 + workers))
-    processes = f'{workers} worker processes' if workers else 'one process'
-    print(f'\nresolution {resolution}, {processes}: images per second and core, ratio to {BASE}')
+            times[name].append(seconds_per_image(run(cores, resolution), cores + (cores > 1)))
+    print(f'\nresolution {resolution}, cores {cores}: images per second and core, ratio to {BASE}')
+    result = {}
     for name, seconds in times.items():
-        rate = 1 / statistics.median(seconds) / max(1, workers)
-        ratio = ''
+        rates = [1 / one for one in seconds]
+        result[name] = {'rate': rates}
+        shown = ''
         if BASE in times:
             ratios = np.divide(times[BASE], seconds)
-            ratio = f'{np.median(ratios):6.2f}  ({ratios.min():.2f} to {ratios.max():.2f})'
-        print(f'  {name:32s}{rate:8.0f}{ratio}')
+            result[name]['ratio'] = ratios.tolist()
+            shown = f'{np.median(ratios):6.2f}  ({ratios.min():.2f} to {ratios.max():.2f})'
+        print(f'  {name:32s}{statistics.median(rates):8.0f}{shown}', flush=True)
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('images', type=pathlib.Path)
     parser.add_argument('--resolutions', type=int, nargs='+', default=[128, 224])
-    parser.add_argument('--workers', type=int, nargs='+', default=[0, 2])
+    parser.add_argument('--cores', type=int, nargs='+', default=[1, 2])
+    parser.add_argument('--contestants', nargs='+', help='their names, as in the table; all if not given')
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--json', type=pathlib.Path, help='where to write the figures of every round')
     arguments = parser.parse_args()
+    figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        runs = contestants(*make_folders(arguments.images, pathlib.Path(folder)))
-        for workers in arguments.workers:
+        folders = make_folders(arguments.images, pathlib.Path(folder))
+        for cores in arguments.cores:
             for resolution in arguments.resolutions:
-                measure(runs, workers, resolution, arguments.rounds)
+                runs = contestants(*folders, cores)
+                runs = {name: runs[name] for name in arguments.contestants or runs if name in runs}
+                figures[f'{cores} cores, {resolution}'] = measure(runs, cores, resolution, arguments.rounds)
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(figures, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -78,7 +78,6 @@ def get_config() -> Config:
     c.train.batch_norm = '.*'  # regex of the BatchNorm layers on batch statistics
     c.train.crop = 'torchvision'  # torchvision: RandomResizedCrop; tensorflow: its boxes; resize: Resize, RandomCrop
     c.train.interpolation = 'bilinear'  # or bicubic
-    c.train.fast_decode = False  # decode large JPEG crops at a part of their size: faster, other pixels
     c.train.scale = (0.08, 1.0)  # of RandomResizedCrop: range of the crop's area over the image's
     c.train.ratio = (3 / 4, 4 / 3)  # of RandomResizedCrop: range of width over height
     c.train.flip = True  # horizontally, half of the time

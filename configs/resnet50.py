@@ -27,8 +27,8 @@ def get_config(variant: str = '224'):
     c = base.get_config()
     c.model.name = 'resnet50'
     c.data.source = 'imagenet'
-    c.data.workers = 16
-    c.data.threads = 2
+    c.data.workers = 4
+    c.data.threads = 4
     c.train.resolution = int(variant)
     # "120 epochs" of 5005 * 512 samples, each image three times in a batch: 240 in samples seen (reference).
     c.train.repeats = 3

@@ -206,6 +206,7 @@ COMMANDS = [
     ('dryrun', '--config=configs/quickstart.py', 2, r'Give either --topology .* or --devices'),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --topology=v5e:2x2', 2, r'Give either --topology'),
     ('dryrun', '--config=configs/quickstart.py --devices=two', 2, r'--devices=two'),
+    ('dryrun', '--config=configs/quickstart.py --topology=h100:9', 2, r'--topology=h100:9 does not name .*h100:8'),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --steps=train,evalute', 2, r"Did you mean 'evaluate'"),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --train_images=0', 2, r'--train_images=0: expected 1'),
     ('dryrun', '--config=configs/quickstart.py --devices=2 --config.test.resolution=8', 2, r'test.resolution=8 is too'),

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -138,6 +140,55 @@ def test_two_processes_together_are_one(tiny_folder, workers):
     assert joined == digest_of_host((root, 0, 0, 1))
     pixels = [digest for batch in joined for _, digest in batch]
     assert len(set(pixels)) == len(pixels)  # no two samples share their draws
+
+
+class Noted:
+    """A source that notes in a folder which records were read, by whatever process."""
+
+    def __init__(self, source, folder):
+        self.source, self.folder, self.labels, self.class_names = source, folder, source.labels, source.class_names
+
+    def __len__(self):
+        return len(self.source)
+
+    def name(self, index):
+        return self.source.name(index)
+
+    def __getitem__(self, index):
+        (self.folder / str(index)).touch()
+        return self.source[index]
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
+@pytest.mark.parametrize('workers', [0, 1, 2])
+def test_reading_begins_before_the_first_batch_is_asked_for(source, tmp_path, workers):
+    noted = Noted(source, tmp_path)
+    batches = pipeline.train_batches(
+        noted, TRAIN, Readers(workers=workers, threads=1), batch_size=16, seed=5, start_step=0, num_steps=9
+    )
+    try:
+        assert wait_for(lambda: len(list(tmp_path.iterdir())) >= 16)
+        assert np.array_equal(next(batches)['index'], train(source, num_steps=1)[0]['index'])
+    finally:
+        batches.close()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_batches_that_nobody_asks_for_can_be_closed(source, workers):
+    threads, children = threading.active_count(), multiprocessing.active_children()
+    batches = pipeline.train_batches(
+        source, TRAIN, Readers(workers=workers, threads=2), batch_size=16, seed=5, start_step=0, num_steps=9
+    )
+    assert threading.active_count() > threads
+    batches.close()
+    assert wait_for(lambda: threading.active_count() <= threads)
+    assert wait_for(lambda: multiprocessing.active_children() == children)
 
 
 def test_resumed_run_continues(source):

@@ -27,6 +27,7 @@ DATA_MAY_IMPORT = {'numba', 'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_rec
 BEAM = 'fixres_jax/data/beam.py'  # the one file that imports Beam, which is an extra
 CORE_WITHOUT_JAX = ('errors', 'files', 'progress', 'sections')
 FORBIDDEN = ('config.get(', 'pmap(', 'shard_map(', 'flax.training')
+EXEMPT = {('devices.py', 'shard_map(')}  # around an error of XLA
 
 
 def imports(path: Path) -> set[str]:
@@ -91,7 +92,7 @@ def test_configs_do_not_import_the_package():
 @pytest.mark.parametrize('path', MODULES + CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_forbidden_names_and_no_endless_files(path):
     text = path.read_text()
-    assert not [word for word in FORBIDDEN if word in text], path
+    assert not [word for word in FORBIDDEN if word in text and (path.name, word) not in EXEMPT], path
     assert len(text.splitlines()) <= 400, f'{path} is long for one noun'
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef) and path in MODULES:  # A config is a list, as long as it has to be.

@@ -20,11 +20,10 @@ BATCH = 64
 # Prints, for each topology, the processes along the mesh's axis and the rows that the devices of each process hold.
 OF_TOPOLOGIES = """
 import json, sys
-from fixres_jax import dryrun
-from fixres_jax.machines import sharding
+from fixres_jax.machines import sharding, targets
 batch, found = int(sys.argv[1]), {}
 for topology in sys.argv[2:]:
-    mesh = sharding.make_mesh(dryrun.open_devices(topology, None)[0])
+    mesh = sharding.make_mesh(targets.find(topology, None).devices)
     rows = {}
     for device, (rows_of_device,) in sharding.by_example(mesh).devices_indices_map((batch,)).items():
         rows.setdefault(device.process_index, []).extend(range(batch)[rows_of_device])

@@ -46,15 +46,10 @@ def make(config, tmp_path):
 
 
 def test_the_training_transform_is_the_configs(config, tmp_path):
-    config.train.update(crop='tensorflow', interpolation='bicubic', fast_decode=True, flip=False, jitter=0.0)
+    config.train.update(crop='tensorflow', interpolation='bicubic', flip=False, jitter=0.0)
     made = make(config, tmp_path)
     transform = phases.train_transform(made)
-    assert (transform.crop.crop, transform.fast_decode, transform.flip, transform.jitter) == (
-        'tensorflow',
-        True,
-        False,
-        0.0,
-    )
+    assert (transform.crop.crop, transform.flip, transform.jitter) == ('tensorflow', False, 0.0)
     record = made.images.train[0]
     image = decoding.EncodedImage(record['encoded'], record['name'], 0)
     config.train.interpolation = 'bilinear'

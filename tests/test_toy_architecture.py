@@ -14,6 +14,7 @@ from configs import base
 from fixres_jax import convert, models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
+from fixres_jax.machines import targets
 from fixres_jax.models import EVAL, Architecture, layers
 from fixres_jax.runs import dry_run, recipe, settings
 from fixres_jax.studies import advice, sizes
@@ -183,11 +184,12 @@ def test_a_resolution_that_it_cannot_take_is_refused(config, tmp_path):
 def test_the_dry_run_compiles_all_steps(config):
     config.model.name = 'toy'
     config.train.resolution = 28
-    machine = dry_run.DryRun(settings.read(config), jax.devices(), train_images=48, test_images=24)
+    target = targets.Target(jax.devices())
+    machine = dry_run.DryRun(settings.read(config), target, train_images=48, test_images=24)
     assert machine.model_name == 'toy' and machine.test_resolution == 36  # 288 / 224 of 28, a multiple of 4
     for step in dry_run.STEPS:
-        value = dry_run.report(step, machine.compile(step), jax.devices(), None, 1)
-        assert value['flops'] > 0 and step in dry_run.describe(value, None)
+        value = dry_run.report(step, machine.compile(step), target)
+        assert value['flops'] > 0 and step in dry_run.describe(value, target)
 
 
 def test_advice_counts_its_work_and_keeps_to_its_sizes():

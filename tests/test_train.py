@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from fixres_jax.weights import checkpoint
 from fixres_jax.weights.network import Network
 
 MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
+TRAIN = transforms.make_train(32)
 FROM_SCRATCH = Optimization(
     epochs=2,
     batch_size=16,
@@ -126,13 +128,13 @@ def test_the_loss_is_the_cross_entropy_with_the_labels_smoothed_as_the_config_sa
     assert float(scalars['loss']) == pytest.approx(float(expected), rel=1e-5)
 
 
-def run(directory, folder, optimization=FROM_SCRATCH, title='train', **options):
+def run(directory, folder, optimization=FROM_SCRATCH, title='train', transform=TRAIN, **options):
     source = sources.create(str(folder), 'train')
     options = {'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2, 'restore_step': 0} | options
     network, info = train.run(
         Network(MODEL, None, {'architecture': 'resnet18'}),
         source,
-        transforms.make_train(32),
+        transform,
         optimization,
         runtime=Runtime(sharding.make_mesh(), 'replicated', workers=0, threads=2),
         writing=train.Writing(directory, **options),
@@ -140,6 +142,32 @@ def run(directory, folder, optimization=FROM_SCRATCH, title='train', **options):
         title=title,
     )
     return network.variables, info
+
+
+def test_images_are_read_while_the_state_is_drawn_or_restored(tmp_path, tiny_folder, monkeypatch):
+    read = threading.Event()
+
+    def transform(image, rng):
+        read.set()
+        return TRAIN(image, rng)
+
+    def after_reading(make):
+        def waits(*args, **kwargs):
+            assert read.wait(60), 'reading begins when there is a state'
+            read.clear()
+            return make(*args, **kwargs)
+
+        return waits
+
+    monkeypatch.setattr(state, 'create', after_reading(state.create))
+    monkeypatch.setattr(checkpoint.Checkpoints, 'restore', after_reading(checkpoint.Checkpoints.restore))
+    monkeypatch.setattr(preemption, 'requested', lambda step: step == 2)
+    with pytest.raises(preemption.Preempted):
+        run(tmp_path, tiny_folder, transform=transform)
+    read.clear()
+    monkeypatch.setattr(preemption, 'requested', lambda step: False)
+    run(tmp_path, tiny_folder, transform=transform)
+    assert steps_logged(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 def steps_logged(directory):

@@ -130,7 +130,7 @@ def make_embed_step(model: Model, mesh: Mesh) -> Callable[..., dict[str, jax.Arr
     def embed(variables, changes, image):
         return {name: model.apply(change(variables, new), image, EVAL)[1]['embedding'] for name, new in changes.items()}
 
-    return jax.jit(embed, out_shardings=sharding.by_example(mesh))
+    return sharding.jit(embed, mesh, out_shardings=sharding.by_example(mesh))
 
 
 def change(variables: Variables, changes: Changes) -> Variables:

@@ -82,7 +82,7 @@ def _make_moments(model: Model, layer: str, mesh: Mesh) -> Callable[..., tuple[j
         new = trees.flatten(new['batch_stats'])
         return new[f'{layer}/mean'], new[f'{layer}/var']
 
-    return jax.jit(moments, out_shardings=sharding.replicated(mesh))
+    return sharding.jit(moments, mesh, out_shardings=sharding.replicated(mesh))
 
 
 def _natural(name: str) -> list[Any]:

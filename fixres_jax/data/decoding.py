@@ -1,4 +1,7 @@
-"""From the bytes of an image file to RGB pixels, all of them or those of a crop."""
+"""From the bytes of an image file to RGB pixels, all of them or those of a crop.
+
+Pillow decodes, or `jpeg`, with the same pixels, what it can.
+"""
 
 import contextlib
 import io
@@ -8,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from fixres_jax.core.errors import RunError
-from fixres_jax.data import jpeg
+from fixres_jax.data import jpeg, pixels
 
 MIN_SIDE = 4  # pixels; what is thinner is a spacer or a broken file, and would grow a thousandfold
 
@@ -43,6 +46,7 @@ class EncodedImage:
         """Read the header; the arguments and errors are those of `decode`."""
         self._encoded, self._name, self._index = encoded, name, index
         self._layout = jpeg.layout(encoded)
+        self._pixels = None
         with self._named_errors():
             if self._layout:
                 self.size = self._layout.width, self._layout.height
@@ -59,28 +63,23 @@ class EncodedImage:
             image.load()
             return _to_rgb(image)
 
-    def crop(self, box: Box, at_least: int | None = None) -> Image.Image:
-        """Return the pixels of a crop in RGB.
+    def load(self) -> None:
+        """Decode the whole image, for all crops to come."""
+        self._pixels = self.crop((0, 0, *self.size))
+
+    def crop(self, box: Box) -> np.ndarray:
+        """Return the pixels of a crop, bit for bit those of the whole image: uint32[H, W], as in `pixels`.
 
         Args:
           box: (left, top, right, bottom) in pixels.
-          at_least: None for the pixels of the whole image's crop, bit for bit; or a side in pixels: a JPEG may
-            then be decoded at a half, a quarter or an eighth of its size, as long as the crop keeps that side.
         """
         left, top, right, bottom = box
-        encoded, first = self._encoded, 0
+        if self._pixels is not None:
+            return self._pixels[top:bottom, left:right]
+        cropped = None
         if self._layout and self.size[0] * self.size[1] < Image.MAX_IMAGE_PIXELS:
-            encoded, first = jpeg.keep_rows(encoded, self._layout, top, bottom)
-        with self._named_errors():
-            image = Image.open(io.BytesIO(encoded))
-            divisor = 1
-            if at_least and image.format == 'JPEG':
-                shrink = min(right - left, bottom - top) / at_least
-                divisor = next(divisor for divisor in (8, 4, 2, 1) if divisor <= shrink or divisor == 1)
-                image.draft(None, (image.width // divisor, image.height // divisor))
-            image.load()
-            edges = (left, top - first, right, bottom - first)
-            return _to_rgb(image.crop(tuple(round(edge / divisor) for edge in edges)))
+            cropped = jpeg.crop(self._encoded, self._layout, box)
+        return pixels.of_image(self.decode().crop(box)) if cropped is None else cropped
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:

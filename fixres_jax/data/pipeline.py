@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -62,8 +62,10 @@ def train_batches(
     start_step: int,
     num_steps: int,
     repeats: int = 1,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Iterate over this host's share of the training batches of steps [start_step, num_steps).
+
+    Reading begins at once, in the background, and waits when `PREFETCH` batches are ready.
 
     Each record appears `repeats` times per epoch. Its copies share a global batch (but for the one at the border, when
     `repeats` does not divide `batch_size`) and lie as far apart in it as can be: on other hosts, where there are
@@ -104,11 +106,11 @@ def eval_batches(
     *,
     batch_size: int,
     start: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Iterate over this host's share of a source, in order, each file decoded once for all transforms.
 
-    The last batch is padded, so that all hosts get the same number of full batches: padding has mask False
-    and index -1.
+    Reading begins at once, in the background. The last batch is padded, so that all hosts get the same number of full
+    batches: padding has mask False and index -1.
 
     Args:
       source: records.
@@ -228,7 +230,7 @@ class _TrainLoader:
             if index != previous:
                 image, label = _read(self.source, index)
                 if records.count(index) > 1:
-                    image = image.decode()  # once for all copies
+                    image.load()  # once for all copies
                 previous = index
             images.append(self.transform(image, sample_rng(int(sample), self.seed)))
             labels.append(label)
@@ -259,7 +261,7 @@ class _EvalLoader:
             # Padding repeats the last record: its pixels are of the right shape, and masked.
             if mask[place] or not place:
                 image, label = _read(self.source, min(int(index), len(self.source) - 1))
-                image = image.decode()
+                image.load()  # once for all transforms
                 pixels = {key: transform(image, None) for key, transform in self.transforms.items()}
             labels[place] = label if mask[place] else 0
             for key in images:
@@ -278,7 +280,9 @@ def _read(source: Source, index: int) -> tuple[EncodedImage, int]:
     return EncodedImage(record['encoded'], record['name'], index), record['label']
 
 
-def _run(load: Callable[[int], Batch], share: _Share, start: int, stop: int, readers: Readers) -> Iterator[Batch]:
+def _run(
+    load: Callable[[int], Batch], share: _Share, start: int, stop: int, readers: Readers
+) -> Generator[Batch, None, None]:
     """Compute chunks ahead with grain, in order, and join them to batches."""
     num_chunks = share.num_chunks
     workers, threads = readers.workers, readers.threads
@@ -294,7 +298,9 @@ def _run(load: Callable[[int], Batch], share: _Share, start: int, stop: int, rea
         os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker:UserWarning')
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=-(-ready // workers))
         data = data.mp_prefetch(options, worker_init_fn=_leave_interrupts)
-    return _join(data, num_chunks, stop - start, _born_deaf if workers else contextlib.nullcontext)
+    batches = _join(data, num_chunks, stop - start, _born_deaf if workers else contextlib.nullcontext)
+    next(batches)
+    return batches
 
 
 def _leave_interrupts(worker: int, num_workers: int) -> None:
@@ -318,15 +324,16 @@ def _join(
     num_chunks: int,
     num_batches: int,
     starting: Callable[[], contextlib.AbstractContextManager[None]],
-) -> Iterator[Batch]:
-    # These and the first batch start the reader processes, and the threads that do.
+) -> Generator[Batch, None, None]:
+    """Yield once when reading has begun, then the batches; closed at any time from then on, it ends the reading."""
     with starting():
         chunks = iter(data)
+        chunks.get_state()  # without a state, `start_prefetch` would start no processes, nor the threads that do
+        chunks.start_prefetch()
     try:
-        for number in range(num_batches):
-            with contextlib.nullcontext() if number else starting():
-                parts = [next(chunks) for _ in range(num_chunks)]
-            yield _place(parts)
+        yield {}
+        for _ in range(num_batches):
+            yield _place([next(chunks) for _ in range(num_chunks)])
     except RunError as error:
         raise RunError(str(error)) from None  # without the notes and frames of grain and of the worker
     except RuntimeError as error:

@@ -43,7 +43,7 @@ def resize_side(resolution: int, resize_ratio: float) -> int:
 
 def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.ndarray:
     """Resize so that one side ('short', 'height' or 'long') has `side` pixels; the other is rounded down."""
-    image = pixels.of_image(_as_image(image))
+    image = image.crop((0, 0, *image.size)) if isinstance(image, EncodedImage) else pixels.of_image(_as_image(image))
     height, width = image.shape
     reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
     # An extreme aspect ratio would leave the other side without a pixel.
@@ -51,10 +51,8 @@ def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.
     return pixels.resize(image, size, interpolation)
 
 
-def _as_image(image: AnyImage) -> Image.Image:
-    if isinstance(image, np.ndarray):
-        return Image.fromarray(image)
-    return image.decode() if isinstance(image, EncodedImage) else image
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _center(length: int, resolution: int) -> int:
@@ -73,7 +71,6 @@ class TrainTransform:
     flip: bool
     jitter: float
     interpolation: str
-    fast_decode: bool
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         if self.crop.crop == 'resize':
@@ -82,21 +79,19 @@ class TrainTransform:
             left, top = (int(rng.integers(length - self.resolution + 1)) for length in reversed(image.shape))
             image = pixels.crop(image, left, top, self.resolution)
         else:
-            image = pixels.of_image(self._crop(image, rng))
-            image = pixels.resize(image, (self.resolution, self.resolution), self.interpolation)
+            image = pixels.resize(self._crop(image, rng), (self.resolution, self.resolution), self.interpolation)
         if self.flip:
             image = _flip(image, rng)
         if self.jitter:
             image = color_jitter(image, self.jitter, rng)
         return pixels.to_rgb(image)
 
-    def _crop(self, image: AnyImage, rng: np.random.Generator) -> Image.Image:
+    def _crop(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         image = image if isinstance(image, EncodedImage) else _as_image(image)
         box = BOXES[self.crop.crop](*image.size, self.crop.scale, self.crop.ratio, rng)
         # A crop of its own, then resized: `resize(box=)` would look at pixels outside the crop.
-        if self.fast_decode and isinstance(image, EncodedImage):
-            return image.crop(box, at_least=self.resolution)
-        return image.crop(box)
+        cropped = image.crop(box)
+        return cropped if isinstance(image, EncodedImage) else pixels.of_image(cropped)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +150,6 @@ def make_train(
     flip: bool = True,
     jitter: float = 0.3,
     interpolation: str = 'bilinear',
-    fast_decode: bool = False,
 ) -> TrainTransform:
     """Make the training transform.
 
@@ -165,13 +159,11 @@ def make_train(
       flip: mirror half of the images.
       jitter: strength of the changes in brightness, contrast and saturation; 0 for none.
       interpolation: 'bilinear' or 'bicubic', antialiased.
-      fast_decode: let large crops of JPEG files be decoded at a half, a quarter or an eighth of their size, but no
-        less than the resolution. Faster, and other pixels than the reference's.
     """
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
     _check(resolution, interpolation)
-    return TrainTransform(resolution, crop, flip, jitter, interpolation, fast_decode)
+    return TrainTransform(resolution, crop, flip, jitter, interpolation)
 
 
 def make_test(

@@ -71,7 +71,7 @@ def make_eval_step(
 
     by_example = sharding.by_example(mesh)
     # The variables stay where they are: whole on each device, or split.
-    return jax.jit(outcome, in_shardings=(None, by_example, by_example), out_shardings=by_example)
+    return sharding.jit(outcome, mesh, in_shardings=(None, by_example, by_example), out_shardings=by_example)
 
 
 def _make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:

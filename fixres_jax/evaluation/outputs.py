@@ -67,7 +67,7 @@ def extract(
         plain_and_mirrored = outputs(variables, image), outputs(variables, image[:, :, ::-1])
         return jax.tree.map(lambda a, b: (a + b) / 2, *plain_and_mirrored)
 
-    step = jax.jit(averaged if flip else outputs, out_shardings=sharding.by_example(feed.mesh))
+    step = sharding.jit(averaged if flip else outputs, feed.mesh, out_shardings=sharding.by_example(feed.mesh))
     arrays: dict[str, np.ndarray] = {}
     for _, _, batch in one_pass(source, {0: transform}, feed):
         values = step(network.variables, batch['image'][0]) | {'labels': batch['label'], 'index': batch['index']}

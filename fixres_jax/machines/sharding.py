@@ -1,8 +1,9 @@
 """Where arrays live: one mesh with one axis, batches split over it, state replicated or split too."""
 
 import collections
+import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ def place(tree: Any, mesh: Mesh, layout: str) -> Any:
       tree: parameters, optimizer state or a whole TrainState.
       mesh: the devices.
       layout: 'replicated', or 'fsdp': each leaf of at least `FSDP_MIN_SIZE` scalars is split on its largest axis that
-        the devices divide, and the compiler gathers it where it is used.
+        the devices divide, and gathered where it is used: see `jit`.
 
     Raises:
       UsageError: for another layout.
@@ -61,6 +62,21 @@ def place(tree: Any, mesh: Mesh, layout: str) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, 'data'))
 
     return jax.tree.map(of_leaf, tree)
+
+
+def jit(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
+    """Return `jax.jit` of a function that applies a network, with the mesh in its context.
+
+    There the layers can ask for whole kernels (`models.devices.gather`), which the layout 'fsdp' needs: of a
+    convolution with a part of a kernel on each device the compiler makes a loop that passes the parts around.
+    """
+
+    @functools.wraps(function)
+    def on_mesh(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*arguments)
+
+    return jax.jit(on_mesh, **options)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, name: str, num_parts: int = 1) -> None:

@@ -11,6 +11,7 @@ from jax import lax
 
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.depthwise import depthwise
+from fixres_jax.models.devices import by_device, gather
 
 # (pixels of the axis, side of the window, stride) -> pixels to add before and after
 Padding = Callable[[int, int, int], tuple[int, int]]
@@ -84,6 +85,7 @@ class Conv(nn.Module):
         kernel = self.param(
             'kernel', self.initializer, (height, width, inputs // self.groups, self.features), jnp.float32
         ).astype(x.dtype)
+        kernel = gather(kernel)
         around = pads(x, (height, width), self.stride, self.padding)
         y = _apply(x, kernel, self.stride, around, self.groups)
         if not self.bias:
@@ -112,4 +114,4 @@ def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: 
         # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of a product at 73. On
         # accelerators a convolution is fused with its neighbours and a product is not.
         return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
-    return convolve(x, kernel)
+    return by_device(convolve, x, kernel) if groups > 1 else convolve(x, kernel)

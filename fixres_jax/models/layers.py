@@ -15,13 +15,14 @@ from jax import lax
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
-from fixres_jax.models.perceptron import TRUNCATED, LayerScale, Perceptron, ResponseNorm, linear, linear_rates
+from fixres_jax.models.devices import gather
+from fixres_jax.models.perceptron import TRUNCATED, LayerScale, Linear, Perceptron, ResponseNorm, linear_rates
 from fixres_jax.models.pooling import avg_pool, max_pool
 
 __all__ = [
     'EVAL', 'PADDINGS', 'TRAIN', 'TRUNCATED', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm',
-    'LayerScale', 'Mode', 'Padding', 'Perceptron', 'ResponseNorm', 'SqueezeExcite', 'avg_pool', 'batch_norm_layers',
-    'linear', 'linear_rates', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
+    'LayerScale', 'Linear', 'Mode', 'Padding', 'Perceptron', 'ResponseNorm', 'SqueezeExcite', 'avg_pool',
+    'batch_norm_layers', 'gather', 'linear_rates', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
 ]  # fmt: skip
 
 
@@ -206,7 +207,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
-        kernel = self.param('kernel', _uniform, (inputs, self.num_classes), inputs)
+        kernel = gather(self.param('kernel', _uniform, (inputs, self.num_classes), inputs))
         bias = self.param('bias', _uniform, (self.num_classes,), inputs)
         # Without the precision an accelerator multiplies float32 in TF32 or bfloat16.
         return jnp.matmul(x.astype(jnp.float32), kernel, precision='highest') + bias.reshape(1, -1)

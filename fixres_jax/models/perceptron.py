@@ -4,13 +4,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fixres_jax.models.devices import gather
+
 # As timm initialises such networks.
 TRUNCATED = nn.initializers.truncated_normal(0.02)
 
 
-def linear(x: jax.Array, features: int, name: str) -> jax.Array:
-    """Map the channels of each position in the dtype of the input, as a layer of that name of the calling module."""
-    return nn.Dense(features, dtype=x.dtype, kernel_init=TRUNCATED, name=name)(x)
+class Linear(nn.Module):
+    """Map the channels of each position in the dtype of the input."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param('kernel', TRUNCATED, (x.shape[-1], self.features), jnp.float32)
+        bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
+        y = jnp.matmul(x, gather(kernel.astype(x.dtype)))
+        return y + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
 
 
 def linear_rates(rate: float, depth: int) -> list[float]:
@@ -64,7 +74,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = nn.gelu(linear(x, 4 * x.shape[-1], 'fc1'), approximate=False)
+        y = nn.gelu(Linear(4 * x.shape[-1], name='fc1')(x), approximate=False)
         if self.response_norm:
             y = ResponseNorm(name='grn')(y)
-        return linear(y, x.shape[-1], 'fc2')
+        return Linear(x.shape[-1], name='fc2')(y)

@@ -29,9 +29,9 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, tokens, channels = x.shape
         heads = (self.heads, channels // self.heads)
-        qkv = layers.linear(x, 3 * channels, 'qkv').reshape(batch, tokens, 3, *heads)
+        qkv = layers.Linear(3 * channels, name='qkv')(x).reshape(batch, tokens, 3, *heads)
         y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return layers.linear(y.reshape(x.shape), channels, 'proj')
+        return layers.Linear(channels, name='proj')(y.reshape(x.shape))
 
 
 class Block(nn.Module):

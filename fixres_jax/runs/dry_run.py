@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from fixres_jax import models
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
-from fixres_jax.machines.chips import Chip
 from fixres_jax.machines.runtime import Runtime
+from fixres_jax.machines.targets import Target
 from fixres_jax.runs import networks
 from fixres_jax.runs.run import default_resolutions
 from fixres_jax.runs.settings import Settings
@@ -31,14 +31,12 @@ class Compiled:
       trees: 'parameters' and 'optimizer', trees of shapes with shardings.
       batch_size: global.
       num_steps: steps of the whole config.
-      num_parts: passes through its inner loop.
     """
 
     program: Any
     trees: dict[str, Any]
     batch_size: int
     num_steps: int
-    num_parts: int = 1
 
 
 class DryRun:
@@ -46,17 +44,18 @@ class DryRun:
 
     Args:
       s: the config.
-      devices: to compile for.
+      target: what to compile for.
       train_images, test_images: how many there are, for the number of steps.
     """
 
-    def __init__(self, s: Settings, devices: list[jax.Device], *, train_images: int, test_images: int):
+    def __init__(self, s: Settings, target: Target, *, train_images: int, test_images: int):
         self._settings = s
-        self._runtime = Runtime(sharding.make_mesh(devices), s.sharding)
+        self._target = target
+        self._runtime = Runtime(sharding.make_mesh(target.devices), s.sharding)
         classes = tuple(f'class {number}' for number in range(s.model.num_classes or 1000))
         about = networks.describe(s, {}, classes)
         self.model_name = about['architecture']
-        self._model = networks.create(s, about, devices[0].platform)
+        self._model = networks.create(s, about, target.devices[0].platform)
         held_out = round(s.data.held_out_fraction * train_images)
         self._train_images, self._held_out, self._test_images = train_images - held_out, held_out, test_images
         resolution, stride = about['train_resolution'], models.find(self.model_name).stride
@@ -80,7 +79,7 @@ class DryRun:
             'batch_size': compiled.batch_size,
             'num_steps': compiled.num_steps,
             'compile_seconds': time.monotonic() - began,
-            'footprint': footprint.measure(compiled.program, **compiled.trees, num_repeats=compiled.num_parts),
+            'footprint': footprint.measure(compiled.program, **compiled.trees),
         }
 
     def _compile_training(self, step: str, how: Optimization) -> Compiled:
@@ -90,9 +89,9 @@ class DryRun:
         num_steps, tx, _, step_fn = train.prepare(model, how, self._train_images, runtime)
         blank = state.abstract(model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
         batch = self._batch(how.batch_size, self.resolution[step])
-        program = step_fn.lower(blank, batch, jax.eval_shape(lambda: jax.random.key(0))).compile()
+        program = self._target.compile(step_fn, blank, batch, jax.eval_shape(lambda: jax.random.key(0)))
         trees = {'parameters': blank.variables, 'optimizer': blank.opt_state}
-        return Compiled(program, trees, how.batch_size, num_steps if how.epochs else 0, how.accumulate_steps)
+        return Compiled(program, trees, how.batch_size, num_steps if how.epochs else 0)
 
     def _compile_evaluation(self) -> Compiled:
         runtime = self._runtime
@@ -105,7 +104,7 @@ class DryRun:
         batch_size = sharding.round_up(self._settings.test.batch_size, runtime.mesh)
         batch = self._batch(batch_size, self.test_resolution)
         step_fn = evaluate.make_eval_step(self._model, runtime.mesh)
-        program = step_fn.lower(variables, batch['image'], batch['label']).compile()
+        program = self._target.compile(step_fn, variables, batch['image'], batch['label'])
         return Compiled(program, {'parameters': variables}, batch_size, self._evaluation_steps(batch_size))
 
     def _evaluation_steps(self, batch_size: int) -> int:
@@ -123,41 +122,44 @@ class DryRun:
         }
 
 
-def report(
-    step: str, result: dict[str, Any], devices: list[jax.Device], chip: Chip | None, devices_per_chip: int
-) -> dict[str, Any]:
-    """Add to a compiled step's figures whether it fits and how long it takes; plain values for JSON."""
-    found = result.pop('footprint')
-    value = {'step': step, **result, **dataclasses.asdict(found)}
+def report(step: str, result: Mapping[str, Any], target: Target) -> dict[str, Any]:
+    """Return a compiled step's figures as plain values for JSON; on chips, whether it fits and how long it takes."""
+    found, chip = result['footprint'], target.chip
+    value = {'step': step, **{name: one for name, one in result.items() if name != 'footprint'}, **vars(found)}
     if chip is not None:
-        value['fits'] = found.memory <= chip.memory / devices_per_chip
-        times = footprint.seconds(found, chip, len(devices) // devices_per_chip, devices_per_chip=devices_per_chip)
+        value['fits'] = found.memory <= chip.memory / target.devices_per_chip
+        times = footprint.seconds(found, chip, target.num_chips, devices_per_chip=target.devices_per_chip)
         value['seconds'] = times
         value['images_per_second'] = result['batch_size'] / times['step']
         value['hours'] = result['num_steps'] * times['step'] / 3600
     return value
 
 
-def describe(value: dict[str, Any], chip: Chip | None) -> str:
+def describe(value: Mapping[str, Any], target: Target) -> str:
     """Return a step's figures as lines for people."""
     gb, mb = 1e9, 1e6
     size = f'{value["parameters"] / gb:.2f} GB parameters, {value["optimizer"] / gb:.2f} GB optimizer, '
     size += f'{value["temporary"] / gb:.2f} GB temporary; {value["memory"] / gb:.2f} GB in all'
-    if chip is not None:
-        size += f' of {chip.memory / gb:.0f} GB: {"fits" if value["fits"] else "DOES NOT FIT"}'
+    if target.chip is not None:
+        size += f' of {target.chip.memory / gb:.0f} GB: {"fits" if value["fits"] else "DOES NOT FIT"}'
+    work = f'{value["flops"] / 1e12:.3f} TFLOP, {value["bytes_moved"] / gb:.2f} GB moved in memory'
+    if value['cycles']:
+        work += f', {value["cycles"] / 1e6:.1f} million cycles'
     kinds = [f'{e["count"]} {kind} ({e["bytes"] / mb:.1f} MB)' for kind, e in sorted(value['collectives'].items())]
     lines = [
         f'{value["step"]}: {value["resolution"]} pixels, global batch {value["batch_size"]}, '
         f'compiled in {value["compile_seconds"]:.0f} s',
         f'  memory of a device: {size}',
-        f'  work of a device: {value["flops"] / 1e12:.3f} TFLOP, {value["bytes_accessed"] / gb:.2f} GB moved in memory',
+        f'  work of a device: {work}',
         f'  between devices: {", ".join(kinds) or "nothing"}',
     ]
-    if chip is not None:
-        parts = value['seconds']
-        lines.append(
-            f'  at best: {1e3 * parts["step"]:.1f} ms a step (computing {1e3 * parts["compute"]:.1f}, memory '
-            f'{1e3 * parts["memory"]:.1f}, links {1e3 * parts["links"]:.1f}), '
-            f'{value["images_per_second"]:,.0f} images/s, {value["num_steps"]:,} steps in {value["hours"]:.2f} h'
-        )
+    if target.chip is not None:
+        times = dict(value['seconds'])
+        step, links = times.pop('step'), times.pop('links')
+        bounds = ', '.join(f'{name} {1e3 * seconds:.1f}' for name, seconds in times.items())
+        lines += [
+            f'  bounds in ms: {bounds}; links {1e3 * links:.1f}',
+            f'  estimate: {1e3 * step:.1f} ms a step ({max(times, key=times.get)}, then links), '
+            f'{value["images_per_second"]:,.0f} images/s, {value["num_steps"]:,} steps in {value["hours"]:.2f} h',
+        ]
     return '\n'.join(lines)

@@ -59,7 +59,6 @@ def train_transform(run: Run) -> Transform:
         flip=how.flip,
         jitter=how.jitter,
         interpolation=how.interpolation,
-        fast_decode=how.fast_decode,
     )
 
 

@@ -101,7 +101,6 @@ class Training(Optimization):
     resolution: int
     crop: str
     interpolation: str
-    fast_decode: bool
     scale: tuple[float, ...]
     ratio: tuple[float, ...]
     flip: bool

@@ -81,7 +81,8 @@ def make_train_step(
     place = whole
     if layout != 'replicated':
         place = jax.tree.map(lambda x: x.sharding, state.abstract(model, tx, trainable, mesh=mesh, layout=layout))
-    return jax.jit(step, in_shardings=(place, by_example, whole), out_shardings=(place, whole), donate_argnums=0)
+    placed = {'in_shardings': (place, by_example, whole), 'out_shardings': (place, whole)}
+    return sharding.jit(step, mesh, donate_argnums=0, **placed)
 
 
 def _accumulate(gradient_fn: Callable[..., Any], num_parts: int, mesh: Mesh) -> Callable[..., Any]:

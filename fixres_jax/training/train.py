@@ -113,11 +113,25 @@ def run(
         checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
         schedule=schedule,
     )
-    with contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
+        goes_on = bool(processes.from_host0(checkpoints.steps))
+        first = checkpoints.find(writing.restore_step or None) if goes_on else 0
+        batches = pipeline.train_batches(
+            source,
+            transform,
+            runtime.readers,
+            batch_size=how.batch_size,
+            seed=seed,
+            start_step=first,
+            num_steps=num_steps,
+            repeats=how.repeats,
+        )
+        stack.enter_context(contextlib.closing(batches))  # They are read while the state is restored or drawn.
         # 1. The run's own last checkpoint, 2. the network given, 3. random variables.
-        if processes.from_host0(checkpoints.steps):
-            start = state.from_items(checkpoints.restore(blank.items, writing.restore_step or None))
-            log.info('%s goes on from step %d of %d.', title, int(start.step), num_steps)
+        if goes_on:
+            start = state.from_items(checkpoints.restore(blank.items, first))
+            log.info('%s goes on from step %d of %d.', title, first, num_steps)
         else:
             log.info('%s: %s', title, describe(how, len(source)))
             start = state.create(
@@ -130,17 +144,6 @@ def run(
                 variables=network.variables,
             )
         write_metadata(writing.directory, dict(network.about))
-        first = int(start.step)
-        batches = pipeline.train_batches(
-            source,
-            transform,
-            runtime.readers,
-            batch_size=how.batch_size,
-            seed=seed,
-            start_step=first,
-            num_steps=num_steps,
-            repeats=how.repeats,
-        )
         end = loop.fit(
             start,
             step_fn,

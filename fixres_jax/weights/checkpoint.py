@@ -75,6 +75,18 @@ class Checkpoints:
 
         return _one_line(f'A checkpoint could not be written to {self.directory}', remedy)
 
+    def find(self, step: int | None = None) -> int:
+        """Return the step that `restore` would restore: the last one if not given.
+
+        Raises:
+          UsageError: when it is not there.
+        """
+        steps = self.steps
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise UsageError(f'{self.directory} has no checkpoint of step {step}, only of {steps}.')
+        return step
+
     def restore(self, abstract: Items, step: int | None = None) -> Items:
         """Return the saved items of a step (the last one if not given).
 
@@ -86,10 +98,7 @@ class Checkpoints:
           UsageError: when the checkpoint holds other leaves or shapes than are asked for, or the step is not there.
           RunError: when its files are damaged.
         """
-        steps = self.steps
-        step = steps[-1] if step is None else step
-        if step not in steps:
-            raise UsageError(f'{self.directory} has no checkpoint of step {step}, only of {steps}.')
+        step, steps = self.find(step), self.steps
         _verify(self.directory / str(step), steps)
         try:
             saved = self._manager.item_metadata(step)

@@ -1,0 +1,31 @@
+"""Layers on several devices: what they ask of the mesh in their context, and nothing where there is none."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+from jax.sharding import PartitionSpec
+
+
+def gather(kernel: jax.Array) -> jax.Array:
+    """Return a kernel that is whole on every device.
+
+    Its parameter may lie in parts on the devices, see `machines.sharding`. To be called after the cast to the dtype
+    that the kernel is used in: so the fewest bytes are moved.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel
+    return lax.with_sharding_constraint(kernel, PartitionSpec())
+
+
+def by_device(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return convolve(x, kernel), each device with its own images.
+
+    For a convolution in groups XLA has to be told: on CPU and GPU it gathers the whole batch on every device otherwise
+    (https://github.com/openxla/xla/issues/47945).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return convolve(x, kernel)
+    images = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(convolve, in_specs=(images, PartitionSpec()), out_specs=images)(x, kernel)
