@@ -41,7 +41,9 @@ def get_config() -> Config:
     # The rest is of families that have it; others refuse it.
     c.model.dropout = -1.0  # share of the embedding left out in training; -1: the published network's
     c.model.drop_path = -1.0  # share of images whose last block is left out in training; -1: the published network's
-    c.model.padding = ''  # same (TensorFlow), symmetric (torch); '': that of init_from, or the published network's
+    c.model.padding = (
+        ''  # same (TensorFlow), symmetric (torch), cadene (PNASNet's); '': that of init_from, or the usual one
+    )
 
     c.data = ConfigDict()
     c.data.source = ''  # folder of splits of class folders, prepared shards, tfds:NAME, or 'drawings' (embedded)

@@ -6,7 +6,7 @@ Command:   python -m fixres_jax.convert resnet50 resnet50.pth WEIGHTS
 Variants:  the keys of TABLE; `:resnet50` is the default.
 Accuracy:  the paper's top-1, not measured here: ResNet-50 trained at 224, 77.0 at 224 and 79.0 adapted at 384; with
            CutMix 79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320. EfficientNets: see
-           EFFICIENTNETS; networks without BatchNorm: LAYER_NORM.
+           EFFICIENTNETS; PNASNet-5-Large 82.7 at 331 and 83.7 adapted at 480. Networks without BatchNorm: LAYER_NORM.
 Time:      not measured here. `python -m fixres_jax.dryrun` estimates it for a topology.
 """
 
@@ -65,6 +65,17 @@ TABLE |= {
     for name, (train, test, _, _) in EFFICIENTNETS.items()
 }
 
+# FixPNASNet: 83.7 at 480 (82.7 at 331 before). Source: README and scripts of the reference, sizes of the curve: the
+# paper. Dropout stays at the network's 0.5, as there.
+TABLE['pnasnet5large'] = RESNET50 | {
+    'train': 331, 'test': 480, 'sizes': (331, 384, 395, 416, 448, 480), 'epochs': 1.0, 'lr': 1e-4,
+}  # fmt: skip
+# AmoebaNet-B: 84.4 at 480, without an adaptation (Huang et al. 2019, GPipe), of weights that are not released; none is
+# published for an adapted or a small one. Test sizes: 1.25 times that of training, a multiple of 32.
+TABLE |= {
+    'amoebanet_b': RESNET50 | {'train': 480, 'test': 608, 'sizes': (480, 544, 608)},
+    'amoebanet_b_small': RESNET50 | {'test': 288, 'sizes': (224, 256, 288)},
+}
 # Networks without BatchNorm: (training resolution, test resolution). Nobody has published what the classifier alone
 # gives them at a larger size. For comparison: ConvNeXt-T and B, untouched, rise from 82.07 and 83.84 at 224 to 82.69
 # and 84.47 at 288 (timm, results-imagenet.csv, which tests them there); DeiT III-S, trained as a whole for 20 more

@@ -33,6 +33,8 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
     releases.refuse_look_alike(metadata.get('architecture', ''))
     state_dict = lineages.to_timm(state_dict, name)
+    if release and release.background:
+        state_dict = lineages.without_background(state_dict, name)
     in_file = torch_weights.options_of(state_dict, name)
     num_classes = arguments.num_classes or in_file.get('num_classes')
     if num_classes is None:
@@ -40,7 +42,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
         raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
     reset_head = arguments.reset_head or num_classes != in_file.get('num_classes')
     width = arguments.width or in_file.get('width') or models.find(name).width
-    kept = _options(name, arguments.padding)
+    kept = _options(name, arguments.padding or (release.padding if release else ''))
     model = models.create(name, num_classes, width=width, **kept)
     variables = torch_weights.from_torch(state_dict, model, reset_head=reset_head)
     usual = _usual(models.find(name))
@@ -74,7 +76,7 @@ def _usual(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _options(name: str, padding: str | None) -> dict[str, str]:
+def _options(name: str, padding: str) -> dict[str, str]:
     """Return the options that belong to the weights, which no shape tells: how the maps are padded."""
     own = models.find(name).options.get('padding')
     return {'padding': padding or own} if padding or own else {}
@@ -137,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--num-classes', type=int, help='another number than that of the file starts a fresh classifier')
     add('--reset-head', action='store_true', help='start a fresh classifier')
     add('--width', type=int, help='channels of the stem; those of the file, if it is not given')
-    add('--padding', help='of a family with several: same (TensorFlow), symmetric (torch); the usual one of MODEL')
+    add('--padding', help='of a family with several, such as same (TensorFlow) or symmetric; the usual one of MODEL')
     about = parser.add_argument_group('what to remember with the weights, where the release is not a known one')
     about.add_argument('--mean', type=float, nargs=3, help='of the channels of an image in [0, 1]')
     about.add_argument('--std', type=float, nargs=3, help='likewise')

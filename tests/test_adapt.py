@@ -177,9 +177,13 @@ def test_layers_are_measured_in_the_networks_order(network, source, mesh):
         np.testing.assert_allclose(value, trees.flatten(batch['batch_stats'])[name], rtol=1e-3, atol=1e-5)
 
 
-def test_natural_order():
-    names = ['layer3/10/bn1', 'layer3/2/bn1', 'layer3/2/downsample/1']
-    assert sorted(names, key=statistics._natural) == ['layer3/2/bn1', 'layer3/2/downsample/1', 'layer3/10/bn1']
+def test_layers_are_ordered_as_they_are_called():
+    """Whatever their names: of a cell the projections come first, and are the last in the alphabet."""
+    model = models.create('amoebanet_b_small', 4, width=1)
+    layers = ('cell_5/comb_iter_2_left/bn', 'cell_5/conv_1x1/bn', 'cell_5/conv_prev_1x1/bn')
+    assert statistics._in_order(model, layers) == layers[::-1]
+    layers = ('layer3/1/bn1', 'layer3/0/bn2', 'layer3/0/bn1')
+    assert statistics._in_order(models.create('resnet18', 4, width=8), layers) == layers[::-1]
 
 
 def test_only_the_classifier_and_the_named_statistics_change(network, adapted):

@@ -504,3 +504,22 @@ def test_the_padding_travels_with_the_weights(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(models, 'ARCHITECTURES', {name: models.ARCHITECTURES[name] for name in few})
     assert run('tf_efficientnet_lite1', tmp_path / 'x.safetensors', tmp_path / 'no') == 2
     assert 'They fit tf_efficientnet_lite0 and efficientnet_lite0' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('release', 'classes', 'kept', 'padding'),
+    [
+        ('fixres/pnasnet5large', 1000, 1000, 'cadene'),
+        ('pretrainedmodels/pnasnet5large', 1001, 1000, 'cadene'),
+        ('', 1001, 1001, 'same'),
+    ],
+)
+def test_releases_tell_the_padding_and_the_class_of_the_background(release, classes, kept, padding, tmp_path):
+    start = state_dict_of('pnasnet5large', classes)
+    state_dicts.save(tmp_path / 'weights.safetensors', start, {})
+    named = ('--release', release) if release else ()
+    assert run('pnasnet5large', tmp_path / 'weights.safetensors', tmp_path / 'out', *named) == 0
+    found = network.load(tmp_path / 'out')
+    assert found.about['padding'] == padding and found.about['train_resolution'] == 331
+    bias = found.variables['params']['last_linear']['bias']
+    np.testing.assert_array_equal(bias, start['last_linear.bias'][-kept:])

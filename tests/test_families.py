@@ -1,5 +1,6 @@
 """Every network of the table against timm: parameters, names, numbers, steps; and one of each family in the recipe."""
 
+import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ MEMBERS = [
     pytest.param(family, name, marks=[] if name in family.fast else [pytest.mark.slow], id=name)
     for family in FAMILIES.values()
     for name in getattr(models, family.rows).ROWS
+    if family.reference
 ]
 each_family = pytest.mark.parametrize(
     'family',
@@ -38,13 +40,13 @@ each_family = pytest.mark.parametrize(
 )
 
 
-def timm_models():
-    """Return the helper beside timm, or skip where that cannot be imported."""
+def reference(family):
+    """Return the helper beside torch, or skip where there is none or timm cannot be imported."""
+    if not family.reference:
+        pytest.skip('no network in torch to compare with')
     pytest.importorskip('torchvision_cpu', exc_type=ImportError)
     pytest.importorskip('timm', exc_type=ImportError)
-    from goldens import timm_models
-
-    return timm_models
+    return importlib.import_module(f'goldens.{family.reference}')
 
 
 def variables_of(model, weight=weights.weight):
@@ -83,7 +85,7 @@ def test_every_network_has_its_published_number_of_parameters(name):
 
 @pytest.mark.parametrize(('family', 'name'), MEMBERS)
 def test_logits_embeddings_and_names_are_timms(family, name):
-    timm_side = timm_models()
+    timm_side = reference(family)
     theirs = timm_side.load(name, **family.theirs)
     model = models.create(name, weights.CLASSES)
     start = {key: value.numpy() for key, value in theirs.state_dict().items()}
@@ -103,11 +105,11 @@ def test_logits_embeddings_and_names_are_timms(family, name):
 @pytest.mark.slow  # a minute each, of compiling
 @each_family
 def test_five_steps_of_training_are_torchs(family):
-    timm_side = timm_models()
+    timm_side = reference(family)
     batch, lr = 8, 1e-3
     options = {rate: 0.0 for rate in RATES if rate in models.find(family.small).options}
-    model = models.create(family.small, weights.CLASSES, bn_group_size=batch, **options)
-    theirs = timm_side.load(family.small, weights.smooth_weight, **family.theirs)
+    model = models.create(family.small, weights.CLASSES, bn_group_size=batch, **options, **family.narrow)
+    theirs = timm_side.load(family.small, weights.smooth_weight, **family.narrow, **family.theirs)
     start = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}  # torch steps in place
     before = torch_weights.from_torch(start, model)
     batches = [

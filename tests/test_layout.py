@@ -23,7 +23,17 @@ ROOMS = [
     ['runs'],
 ]
 COMMANDS = {'main', 'advise', 'convert', 'dryrun', 'extract', 'prepare'}  # thin, above all rooms
-DATA_MAY_IMPORT = {'numba', 'numpy', 'PIL', 'grain', 'etils', 'absl', 'array_record', 'tensorflow_datasets'}
+DATA_MAY_IMPORT = {
+    'numba',
+    'numpy',
+    'PIL',
+    'grain',
+    'etils',
+    'absl',
+    'array_record',
+    'tensorflow_datasets',
+    'simplejpeg',
+}
 BEAM = 'fixres_jax/data/beam.py'  # the one file that imports Beam, which is an extra
 CORE_WITHOUT_JAX = ('errors', 'files', 'progress', 'sections')
 FORBIDDEN = ('config.get(', 'pmap(', 'shard_map(', 'flax.training')

@@ -57,7 +57,7 @@ def measure(
     whole = sources.subset(source, np.arange(num_batches * batch_size) % len(source))
     statistics: dict[Any, dict[str, np.ndarray]] = {key: {} for key in transforms}
     layers = models.batch_norm_layers(network.variables['batch_stats'], batch_norm)
-    for layer in sorted(layers, key=_natural):
+    for layer in _in_order(network.model, layers):
         step = _make_moments(network.model, layer, feed.mesh)
         sums = dict.fromkeys(transforms, 0.0)  # key -> float64[2, C], of the batches' means and mean squares
         for _, _, batch in one_pass(whole, transforms, dataclasses.replace(feed, batch_size=batch_size)):
@@ -85,9 +85,12 @@ def _make_moments(model: Model, layer: str, mesh: Mesh) -> Callable[..., tuple[j
     return sharding.jit(moments, mesh, out_shardings=sharding.replicated(mesh))
 
 
-def _natural(name: str) -> list[Any]:
-    """Sort 'layer3/10' after 'layer3/2'."""
-    return [[int(part) if part.isdigit() else part for part in re.split(r'(\d+)', piece)] for piece in name.split('/')]
+def _in_order(model: Model, layers: tuple[str, ...]) -> tuple[str, ...]:
+    """Return layers in the order in which the network calls them."""
+    if len(layers) < 2:
+        return layers  # without tracing the network
+    names = model.names()
+    return tuple(sorted(layers, key=lambda layer: names.index(f'batch_stats/{layer}/mean')))
 
 
 def sample(source: Source, num_images: int, seed: int) -> Source:

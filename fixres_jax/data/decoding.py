@@ -1,6 +1,6 @@
 """From the bytes of an image file to RGB pixels, all of them or those of a crop.
 
-Pillow decodes, or `jpeg`, with the same pixels, what it can.
+Pillow decodes, or `jpeg` what it can, with the same pixels.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ compiled code is kept beside this file, or in the user's cache folder.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -18,12 +18,11 @@ _HALF = 1 << (_BITS - 1)
 _LANES = 16  # rows resized together: what a vector register holds
 
 
-def compiled(function: Callable, **options) -> Callable:
-    """Compile a function when it is first called, to run without Python's lock; `options` are those of numba.njit."""
+def _compiled(function):
     try:
-        return numba.njit(function, cache=True, nogil=True, **options)
+        return numba.njit(function, cache=True, nogil=True)
     except RuntimeError:  # no folder for compiled code can be written: compile in every process
-        return numba.njit(function, nogil=True, **options)
+        return numba.njit(function, nogil=True)
 
 
 def of_image(image: Image.Image) -> np.ndarray:
@@ -104,7 +103,7 @@ def adjust_colors(pixels: np.ndarray, factors: Sequence[float], order: Sequence[
     return changed
 
 
-@compiled
+@_compiled
 def to_rgb(pixels):
     """Return uint8[H, W, 3] of uint32[H, W]."""
     height, width = pixels.shape
@@ -118,7 +117,7 @@ def to_rgb(pixels):
     return rgb
 
 
-@compiled
+@_compiled
 def _weights(length, size, radius):
     """Return (first pixel, number of pixels, weights times 2**_BITS) of each of `size` results."""
     scale = length / size
@@ -141,7 +140,7 @@ def _weights(length, size, radius):
     return first, count, weights
 
 
-@compiled
+@_compiled
 def _filter(x, radius):
     if radius == 1:
         return 1.0 - x if x < 1.0 else 0.0
@@ -151,12 +150,12 @@ def _filter(x, radius):
     return (((x - 5.0) * x + 8.0) * x - 4.0) * a if x < 2.0 else 0.0
 
 
-@compiled
+@_compiled
 def _clip(value):
     return min(max(value, 0), 255)
 
 
-@compiled
+@_compiled
 def _resize_across(pixels, first, count, weights):
     height, width = pixels.shape
     result = np.empty((height, len(first)), np.uint32)
@@ -185,7 +184,7 @@ def _resize_across(pixels, first, count, weights):
     return result
 
 
-@compiled
+@_compiled
 def _resize_down(rows, first, count, weights):
     """Resize uint8[H, N] to uint8[len(first), N]: all bytes of a row alike."""
     length = rows.shape[1]
@@ -202,13 +201,13 @@ def _resize_down(rows, first, count, weights):
     return result
 
 
-@compiled
+@_compiled
 def _grey(value):
     """Return Pillow's luminance of a pixel."""
     return ((value & 255) * 19595 + ((value >> 8) & 255) * 38470 + ((value >> 16) & 255) * 7471 + 0x8000) >> 16
 
 
-@compiled
+@_compiled
 def _blend(origin, value, factor):
     """Return a pixel whose channels are moved from the grey `origin` by `factor`, in float32 as Pillow computes it."""
     low = np.float32(0.0)
@@ -219,14 +218,14 @@ def _blend(origin, value, factor):
     return np.uint32(np.int32(red) | (np.int32(green) << 8) | (np.int32(blue) << 16))
 
 
-@compiled
+@_compiled
 def _change_brightness(pixels, factor):
     flat = pixels.reshape(-1)
     for place in range(len(flat)):
         flat[place] = _blend(np.int32(0), np.int32(flat[place]), factor)
 
 
-@compiled
+@_compiled
 def _change_contrast(pixels, factor):
     flat = pixels.reshape(-1)
     total = 0
@@ -237,7 +236,7 @@ def _change_contrast(pixels, factor):
         flat[place] = _blend(mean, np.int32(flat[place]), factor)
 
 
-@compiled
+@_compiled
 def _change_saturation(pixels, factor):
     flat = pixels.reshape(-1)
     for place in range(len(flat)):

@@ -6,7 +6,7 @@ May import core.
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
-from fixres_jax.models import convnext, efficientnet, resnet, vit
+from fixres_jax.models import amoebanet, convnext, efficientnet, pnasnet, resnet, vit
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -15,7 +15,9 @@ __all__ = [
     'find',
 ]  # fmt: skip
 
-ARCHITECTURES: dict[str, Architecture] = resnet.ROWS | efficientnet.ROWS | convnext.ROWS | vit.ROWS
+ARCHITECTURES: dict[str, Architecture] = (
+    resnet.ROWS | efficientnet.ROWS | pnasnet.ROWS | amoebanet.ROWS | convnext.ROWS | vit.ROWS
+)
 
 
 def find(name: str) -> Architecture:

@@ -8,6 +8,8 @@ from fixres_jax import models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.weights import torch_weights
 
+IMAGENET = 1000  # classes
+
 
 def to_timm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a state_dict under timm's names, in its own order; one that has them already as it is.
@@ -23,6 +25,18 @@ def to_timm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
         if marker in state_dict:
             return rename(state_dict, name)
     return dict(state_dict)
+
+
+def without_background(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a state_dict without the first class of its classifier, if that is one more than ImageNet's.
+
+    Args:
+      state_dict: torch name -> array, under timm's names.
+      name: of the architecture, a key of `models.ARCHITECTURES`.
+    """
+    classifier = models.find(name).classifier.replace('/', '.')
+    keys = [key for key in (f'{classifier}.weight', f'{classifier}.bias') if key in state_dict]
+    return dict(state_dict) | {key: state_dict[key][1:] for key in keys if len(state_dict[key]) == IMAGENET + 1}
 
 
 # Source: efficientnet-pytorch and efficientnet-lite-pytorch on PyPI, which share names.

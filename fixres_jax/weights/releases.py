@@ -17,6 +17,7 @@ TIMM = 'timm, results/results-imagenet.csv of August 2026'
 SWSL = 'README of facebookresearch/semi-supervised-ImageNet1K-models'
 LITE = "README of tensorflow/tpu's efficientnet/lite, of the TensorFlow weights"
 FIXRES = 'README of facebookresearch/FixRes'
+CADENE = 'README of Cadene/pretrained-models.pytorch'
 WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
 
 
@@ -27,7 +28,7 @@ class Release:
     Attributes:
       name: collection/model.variant; timm's are the repository names on Hugging Face.
       architecture: a key of `models.MODELS`.
-      file: name under which it is published.
+      file: name under which it is published; '' where that tells nothing, as on Hugging Face.
       top1: published ImageNet top-1, percent.
       source: where `top1` is published.
       train_resolution: pixels of the last stage of training on ImageNet, before any adaptation.
@@ -36,6 +37,8 @@ class Release:
       resize: side that is resized: 'short', or 'height' as the FixRes code does.
       interpolation: of the test transform.
       mean, std: of the channels, in [0, 1]; () for those of the architecture's row.
+      padding: of the maps, a value of the option of that name; '' for the architecture's usual one.
+      background: whether the file has one class more than ImageNet, the first, for what is none of it.
     """
 
     name: str
@@ -50,6 +53,8 @@ class Release:
     interpolation: str = 'bilinear'
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    padding: str = ''
+    background: bool = False
 
     def metadata(self) -> dict[str, Any]:
         """Return what an evaluation needs to know."""
@@ -163,6 +168,15 @@ RELEASES = (
         ('fixres/resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 86.3),
         ('fixres/resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 86.4),
     ], resize='height', test_resolution=320),
+    *_collection(FIXRES, [
+        ('fixres/pnasnet5large', 'pnasnet5large', 'PNASNet.pth', 83.7),
+    ], resize='height', train_resolution=331, test_resolution=480, padding='cadene'),
+    *_collection(CADENE, [
+        ('pretrainedmodels/pnasnet5large', 'pnasnet5large', 'pnasnet5large-bf079911.pth', 82.736),
+    ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.875, padding='cadene', background=True),
+    *_collection(TIMM, [
+        ('timm/pnasnet5large.tf_in1k', 'pnasnet5large', '', 82.814),
+    ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.911, interpolation='bicubic'),
     *_of_timm(),
 )  # fmt: skip
 

@@ -17,6 +17,8 @@ class Family:
       sizes: pixels of the images of that comparison, height and width.
       recipe: pixels of training and of the larger test.
       steps: pixels of the images of the steps beside torch.
+      reference: module of `goldens` that makes the same networks in torch; '' where there are none to compare with.
+      narrow: options of `small` for the steps beside torch, which the reference takes too.
       quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
       theirs: options of timm's network that make it compute what ours does.
     """
@@ -28,6 +30,8 @@ class Family:
     sizes: tuple[tuple[int, int], ...] = ((64, 64), (97, 97), (96, 160))
     recipe: tuple[int, int] = (32, 48)
     steps: int = 64
+    reference: str = 'timm_models'
+    narrow: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     quick: bool = False
     theirs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -40,6 +44,16 @@ FAMILIES = {
         {'width': 8},
         quick=True,
     ),
+    'pnasnet': Family(
+        'pnasnet',
+        'pnasnet5large',
+        (),
+        {'width': 8},
+        sizes=((96, 96), (97, 97), (64, 96)),
+        reference='pnasnet_models',
+        narrow={'width': 16},
+    ),
+    'amoebanet': Family('amoebanet', 'amoebanet_b_small', (), {'width': 1}, reference=''),
     'convnext': Family('convnext', 'convnextv2_tiny', ('convnext_tiny',), {'width': 8}, recipe=(32, 64)),
     'vit': Family(
         'vit',
