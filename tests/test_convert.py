@@ -447,7 +447,7 @@ def test_releases_agree_with_timm():
     for release in releases.RELEASES:
         if release.name.startswith('timm/'):
             known = timm.get_pretrained_cfg(release.name.removeprefix('timm/'))
-            assert known.url.endswith(f'/{release.file}')
+            assert (known.url or '/').endswith(f'/{release.file}')
             tested = (known.test_input_size or known.input_size)[1]
             assert tested == release.test_resolution
             if release.architecture not in ('tf_efficientnet_lite3', 'tf_efficientnet_lite4'):  # TensorFlow's sizes

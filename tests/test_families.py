@@ -15,7 +15,7 @@ from configs import base
 from fixres_jax import convert, models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.machines import sharding
+from fixres_jax.machines import sharding, targets
 from fixres_jax.models import EVAL, TRAIN, Mode
 from fixres_jax.runs import dry_run, recipe, settings
 from fixres_jax.training import state
@@ -235,7 +235,7 @@ def test_the_dry_run_compiles_a_step_for_devices(family):
     config.model.width = family.options.get('width', 0)
     config.train.batch_size = config.finetune.batch_size = config.model.bn_group_size = 16
     config.test.resolution, config.test.batch_size = family.recipe[1], 16
-    machine = dry_run.DryRun(settings.read(config), jax.devices(), train_images=48, test_images=24)
+    machine = dry_run.DryRun(settings.read(config), targets.Target(jax.devices()), train_images=48, test_images=24)
     assert machine.compile('evaluate')['batch_size'] == 16
 
 
