@@ -15,7 +15,7 @@ import fixres_jax
 from fixres_jax import convert, models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import resnet
-from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
+from fixres_jax.models.architecture import IMAGENET_STD
 from fixres_jax.weights import checkpoint, lineages, network, releases, state_dicts, torch_weights
 from goldens import weights
 
@@ -453,7 +453,7 @@ def test_releases_agree_with_timm():
             if release.architecture not in ('tf_efficientnet_lite3', 'tf_efficientnet_lite4'):  # TensorFlow's sizes
                 assert known.input_size[1] == release.train_resolution
             assert (known.test_crop_pct or known.crop_pct) == pytest.approx(1 / release.resize_ratio)
-            mean = release.mean or IMAGENET_MEAN
+            mean = release.mean or models.find(release.architecture).mean
             assert (known.interpolation, tuple(known.mean)) == (release.interpolation, mean)
 
 
