@@ -76,6 +76,36 @@ TABLE |= {
     'amoebanet_b': RESNET50 | {'train': 480, 'test': 608, 'sizes': (480, 544, 608)},
     'amoebanet_b_small': RESNET50 | {'test': 288, 'sizes': (224, 256, 288)},
 }
+# Relatives of the ResNet: training resolution, and the larger one of the test. None has a published accuracy of this
+# fine-tuning. Top-1 (percent) that timm publishes at both sizes, nothing tuned: results/results-imagenet.csv of August
+# 2026, of the weights named. The others are published at one size or not at all; their test is 1.25 to 1.5 times as
+# large as their training.
+RELATIVES = {
+    'resnet18d': (224, 288),  # ra2_in1k: 72.30, 73.79
+    'resnet34d': (224, 288),  # ra2_in1k: 77.11, 78.44
+    'resnet50d': (224, 288),  # ra2_in1k: 80.55, 81.35
+    'resnet101d': (256, 320),  # ra2_in1k: 82.25, 83.02
+    'resnet152d': (256, 320),  # ra2_in1k: 83.16, 83.68
+    'seresnet50': (224, 288),  # ra2_in1k: 80.26, 81.29
+    'seresnext50_32x4d': (224, 288),  # racm_in1k: 81.27, 82.19
+    'seresnext101_32x8d': (224, 288),  # ah_in1k: 83.62, 84.19
+    'ecaresnet50d': (224, 288),  # miil_in1k: 80.63, 81.65
+    'resnetrs50': (160, 224),  # tf_in1k: 77.86, 79.93
+    'resnetrs101': (192, 288),  # tf_in1k: 80.71, 82.29
+    'resnetrs152': (256, 320),  # tf_in1k: 82.90, 83.71
+    'senet154': (224, 320),  # legacy_senet154.in1k: 81.32 at 224
+    'resnet50_mpncov': (224, 320),  # 78.29 at 224, README of fast-MPN-COV
+    'resnet101_mpncov': (224, 320),  # 79.01 at 224, likewise
+    'resnetv2_50': (224, 288),  # a1h_in1k: 80.41, 81.41
+    'regnetx_032': (224, 288),  # tv2_in1k: 80.92 at 224
+    'regnety_016': (224, 288),  # tv2_in1k: 80.67 at 224
+    'regnety_032': (224, 288),  # ra_in1k: 81.95, 82.72
+    'regnety_160': (224, 288),  # deit_in1k: 83.00, 83.70
+}
+TABLE |= {
+    name: RESNET50 | {'train': train, 'test': test, 'sizes': (train, test)} for name, (train, test) in RELATIVES.items()
+}
+
 # Networks without BatchNorm: (training resolution, test resolution). Nobody has published what the classifier alone
 # gives them at a larger size. For comparison: ConvNeXt-T and B, untouched, rise from 82.07 and 83.84 at 224 to 82.69
 # and 84.47 at 288 (timm, results-imagenet.csv, which tests them there); DeiT III-S, trained as a whole for 20 more

@@ -298,11 +298,12 @@ def test_a_network_beside_other_arrays_is_named_by_its_prefix(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     'name', ['resnetblur50-84f4748f.pth', 'resnetaa50_a1h-4cf422b3.pth', 'my-ResNetBlur18.bin',
-             'models--timm--resnetaa50.a1h_in1k/snapshots/1/model.safetensors', 'timm/resnetblur50.bt_in1k']
+             'models--timm--resnetaa50.a1h_in1k/snapshots/1/model.safetensors', 'timm/resnetblur50.bt_in1k',
+             'timm/resnetaa50d.sw_in12k_ft_in1k']
 )  # fmt: skip
 def test_names_of_look_alikes_are_refused(name):
     with pytest.raises(
-        UsageError, match=r'like those of resnet(18|50), but it averages where resnet\1 strides'
+        UsageError, match=r'like those of resnet(18|50|50d), but it averages where resnet\1 strides'
     ) as caught:
         releases.refuse_look_alike(name)
     assert '\n' not in str(caught.value)
@@ -336,17 +337,13 @@ def test_timm_has_no_other_look_alikes():
             return timm.create_model(name)
 
     def shapes(network):
-        return {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        return frozenset((key, tuple(value.shape)) for key, value in network.state_dict().items())
 
-    ours = {name: build(name) for name in resnet.ROWS if timm.is_model(name)}
-    others = {name: build(name) for name in timm.list_models(module='resnet') if name not in ours}
-    found = {
-        name
-        for name, network in others.items()
-        for own in ours.values()
-        if shapes(network) == shapes(own) and repr(network) != repr(own)
-    }
-    assert found == {'resnetaa50', 'resnetblur18', 'resnetblur50'}
+    ours = {shapes(network): repr(network) for network in map(build, filter(timm.is_model, resnet.ROWS))}
+    others = {name: build(name) for name in timm.list_models(module='resnet') if name not in resnet.ROWS}
+    found = {name for name, network in others.items() if ours.get(shapes(network), repr(network)) != repr(network)}
+    blurred = {f'resnetblur{name}' for name in ('18', '50', '50d', '101d')}
+    assert found == blurred | {f'resnetaa{name}' for name in ('34d', '50', '50d', '101d')}
 
 
 @pytest.mark.parametrize('kind', ['F8_E4M3', 'F8_E5M2', 'U16'])
@@ -410,8 +407,9 @@ def test_code_in_a_pickle_is_refused_and_not_run(zipped, tmp_path):
 
 
 def test_releases_are_of_our_architectures_and_found_by_file_name():
-    names, files = ({getattr(r, field) for r in releases.RELEASES} for field in ('name', 'file'))
-    assert len(names) == len(files) == len(releases.RELEASES)
+    names, files = ([getattr(r, field) for r in releases.RELEASES] for field in ('name', 'file'))
+    assert len(set(names)) == len(names)
+    assert len({*files} - {''}) == len([file for file in files if file])
     assert {release.architecture for release in releases.RELEASES} <= models.ARCHITECTURES.keys()
     assert all(release.train_resolution <= release.test_resolution for release in releases.RELEASES)
     release = releases.find('', '/somewhere/resnet50-11ad3fa6.pth')
@@ -423,7 +421,7 @@ def test_releases_are_of_our_architectures_and_found_by_file_name():
         'resize': 'short',
         'interpolation': 'bilinear',
     }
-    assert releases.find('', 'mine.pth') is None
+    assert all(releases.find('', path) is None for path in ('mine.pth', 'model.safetensors', '.'))
     assert all(release.file in releases.table() for release in releases.RELEASES)
 
 
@@ -431,8 +429,11 @@ def test_releases_agree_with_torchvision():
     pytest.importorskip('torchvision_cpu', exc_type=ImportError)
     torchvision = pytest.importorskip('torchvision', exc_type=ImportError)
     ours = {release.file: release for release in releases.RELEASES if release.name.startswith('torchvision/')}
+    there = {name: name for name in torchvision.models.list_models()}
+    there |= {'regnetx_032': 'regnet_x_3_2gf', 'regnety_016': 'regnet_y_1_6gf'}
+    there |= {'regnety_032': 'regnet_y_3_2gf', 'regnety_160': 'regnet_y_16gf'}
     for name in {release.architecture for release in ours.values()}:
-        for entry in torchvision.models.get_model_weights(name):
+        for entry in torchvision.models.get_model_weights(there[name]):
             release, options = ours.pop(entry.url.rpartition('/')[2]), entry.transforms.keywords
             assert release.architecture == name
             assert release.top1 == entry.meta['_metrics']['ImageNet-1K']['acc@1']
@@ -447,7 +448,7 @@ def test_releases_agree_with_timm():
     for release in releases.RELEASES:
         if release.name.startswith('timm/'):
             known = timm.get_pretrained_cfg(release.name.removeprefix('timm/'))
-            assert (known.url or '/').endswith(f'/{release.file}')
+            assert known.url.endswith(f'/{release.file}') if release.file else not known.url
             tested = (known.test_input_size or known.input_size)[1]
             assert tested == release.test_resolution
             if release.architecture not in ('tf_efficientnet_lite3', 'tf_efficientnet_lite4'):  # TensorFlow's sizes
@@ -460,6 +461,24 @@ def test_releases_agree_with_timm():
 def test_list_prints_the_table(capsys):
     assert run('--list') == 0
     assert 'fixres/resnet50_cutmix_v2' in capsys.readouterr().out
+
+
+def test_regnets_of_torchvision_come_in_under_their_own_names():
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    torchvision = pytest.importorskip('torchvision', exc_type=ImportError)
+    import torch
+
+    from goldens import weights
+
+    theirs, model = torchvision.models.regnet_y_1_6gf(num_classes=10).eval(), models.create('regnety_016', 10)
+    state_dict = {key: weights.weight(key, tuple(value.shape)) for key, value in theirs.state_dict().items()}
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state_dict.items()})
+    variables = torch_weights.from_torch(lineages.to_timm(state_dict, 'regnety_016'), model)
+    images = np.random.default_rng(0).normal(size=(2, 65, 65, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+    logits, _ = model.apply(variables, images, models.EVAL)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 # A block of each kind in efficientnet-lite-pytorch, and where it is in timm, checked against both packages.

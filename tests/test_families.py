@@ -32,7 +32,7 @@ MEMBERS = [
     pytest.param(family, name, marks=[] if name in family.fast else [pytest.mark.slow], id=name)
     for family in FAMILIES.values()
     for name in getattr(models, family.rows).ROWS
-    if family.reference
+    if family.reference and name not in family.elsewhere
 ]
 each_family = pytest.mark.parametrize(
     'family',

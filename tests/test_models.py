@@ -11,7 +11,7 @@ import pytest
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.models import EVAL, TRAIN, Mode, layers, resnet
+from fixres_jax.models import EVAL, TRAIN, Mode, layers, mpncov, resnet
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from fixres_jax.models.layers import Classifier
 from fixres_jax.models.resnet import BasicBlock, BatchNorm, ResNet
@@ -58,7 +58,8 @@ def test_paths_are_the_names_of_torch():
 def test_fine_tuning_names_the_classifier_and_the_last_batch_norm(name):
     variables = shapes(name)
     regexes = models.ARCHITECTURES[name].finetune()
-    trees.split(variables['params'], regexes['trainable'])
+    selected, _ = trees.split(variables['params'], regexes['trainable'])
+    assert set(trees.flatten(selected)) == {'fc/kernel', 'fc/bias'}
     # The blocks '0', '1', ... sort as numbers; a shortcut's BatchNorm is not the block's last.
     last = max(layer for layer in models.batch_norm_layers(variables['batch_stats'], r'layer4/\d+/bn\d'))
     assert models.batch_norm_layers(variables['batch_stats'], regexes['batch_norm']) == (last,)
@@ -198,6 +199,8 @@ def test_models_are_equal_when_created_alike():
         ({'name': 'resnet50', 'num_classes': 0}, 'num_classes=0'),
         ({'name': 'resnet50', 'bn_group_size': 0}, 'bn_group_size=0'),
         ({'name': 'resnext50_32x4d', 'width': 8}, 'width is at least 16'),
+        ({'name': 'resnet18d', 'width': 1}, 'width is at least 2'),
+        ({'name': 'senet154', 'width': 16}, 'width is a multiple of 32'),
     ],
 )
 def test_create_refuses(arguments, message):
@@ -234,3 +237,38 @@ def test_the_first_of_equal_values_has_the_gradient_of_the_max_pool(shape, dtype
 def test_the_max_pool_does_not_hide_what_is_not_a_number():
     x = jnp.zeros((1, 8, 8, 1)).at[0, 3, 3, 0].set(jnp.nan)
     assert jnp.isnan(layers.max_pool(x, 3, 2, layers.symmetric)).sum() == 4
+
+
+def test_the_root_of_a_covariance_multiplied_by_itself_is_the_covariance():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 6)), jnp.float32)
+    matrices = mpncov.covariance(x)
+    wanted = [np.cov(image.reshape(-1, 6), rowvar=False, bias=True) for image in np.asarray(x)]
+    np.testing.assert_allclose(matrices, wanted, rtol=1e-4, atol=1e-5)
+    root = mpncov.square_root(matrices, 20)
+    np.testing.assert_allclose(root @ root, matrices, rtol=1e-3, atol=1e-4)
+
+
+def test_the_root_of_a_blank_map_is_a_number_and_so_is_its_gradient():
+    def total(x):
+        return jnp.abs(mpncov.square_root(mpncov.covariance(x), mpncov.ITERATIONS)).sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.ones((2, 4, 4, 8)))
+    assert value == 0 and jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('name', ['resnet18d', 'regnety_016', 'resnetv2_50'])
+def test_recomputing_blocks_or_stages_changes_no_name(name):
+    names = models.create(name, 5, width=8).names()
+    assert all(models.create(name, 5, width=8, remat=remat).names() == names for remat in ('block', 'stage'))
+
+
+def test_channel_attention_gates_by_the_means_of_neighbours():
+    x = np.random.default_rng(0).normal(size=(2, 5, 5, 64)).astype(np.float32)
+    layer = layers.ChannelAttention()
+    kernel = layer.init(jax.random.key(0), x)['params']['conv']['kernel'].ravel()
+    assert kernel.shape == (3,)
+    mean = np.pad(x.mean((1, 2)), ((0, 0), (1, 1)))
+    gate = sum(kernel[i] * mean[:, i : i + 64] for i in range(3))
+    expected = x / (1 + np.exp(-np.asarray(gate)))[:, None, None]
+    found = layer.apply({'params': {'conv': {'kernel': kernel.reshape(3, 1, 1)}}}, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

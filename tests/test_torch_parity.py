@@ -11,12 +11,13 @@ import pytest
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.machines import sharding
-from fixres_jax.models import EVAL, TRAIN, Mode, resnet
+from fixres_jax.models import EVAL, TRAIN, Mode
 from fixres_jax.training import state
 from fixres_jax.training.optimization import make_sgd
 from fixres_jax.training.step import make_train_step
 from fixres_jax.weights import state_dicts, torch_weights
 from goldens import weights
+from goldens.families import TORCHVISION
 
 GOLDEN = np.load(Path(__file__).parent / 'goldens' / 'torch.npz')
 LARGE = ('resnext101_32x16d',)
@@ -29,7 +30,7 @@ def variables_of(model, weight=weights.weight):
     return torch_weights.from_torch({key: weight(key, leaf.shape) for key, leaf in shapes.items()}, model)
 
 
-@pytest.mark.parametrize('name', resnet.ROWS)
+@pytest.mark.parametrize('name', TORCHVISION)
 def test_every_name_and_shape_is_torchvisions(name):
     shapes = {key: leaf.shape for key, leaf in torch_weights.torch_shapes(models.create(name)).items()}
     # Every BatchNorm of torch has a counter too.
@@ -100,22 +101,6 @@ def test_fine_tuning_is_torchs():
     old, new = torch_weights.to_torch(before, model), torch_weights.to_torch(after, model)
     assert {key for key in old if not np.array_equal(old[key], new[key])} == set(keys)
     assert trees.diff(before, after).message() == ''
-
-
-@pytest.mark.parametrize('name', ['resnet18', 'resnext50_32x4d'])
-def test_live_torchvision_gives_the_same_logits(name):
-    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
-    pytest.importorskip('torchvision', exc_type=ImportError)
-    from goldens import torch_models
-
-    network = torch_models.create(name, 1000)
-    images = weights.images(2, 97)
-    expected, expected_embedding = torch_models.apply(network, images)
-    model = models.create(name)
-    state_dict = {key: value.numpy() for key, value in network.state_dict().items()}
-    logits, endpoints = model.apply(torch_weights.from_torch(state_dict, model), images, EVAL)
-    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-    np.testing.assert_allclose(endpoints['embedding'], expected_embedding, atol=1e-4 * np.abs(expected_embedding).max())
 
 
 def test_what_is_trained_here_gives_the_same_logits_in_torch(tmp_path):

@@ -6,7 +6,18 @@ May import core.
 from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
-from fixres_jax.models import amoebanet, convnext, efficientnet, pnasnet, resnet, vit
+from fixres_jax.models import (
+    amoebanet,
+    convnext,
+    efficientnet,
+    mpncov,
+    pnasnet,
+    regnet,
+    resnet,
+    resnetv2,
+    senet,
+    vit,
+)  # fmt: skip
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -16,7 +27,16 @@ __all__ = [
 ]  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = (
-    resnet.ROWS | efficientnet.ROWS | pnasnet.ROWS | amoebanet.ROWS | convnext.ROWS | vit.ROWS
+    resnet.ROWS
+    | efficientnet.ROWS
+    | pnasnet.ROWS
+    | amoebanet.ROWS
+    | senet.ROWS
+    | mpncov.ROWS
+    | resnetv2.ROWS
+    | regnet.ROWS
+    | convnext.ROWS
+    | vit.ROWS
 )
 
 

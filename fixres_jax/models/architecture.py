@@ -162,9 +162,10 @@ class Model:
         """Return the '/' names of the leaves in the order in which torch lists them: as the layers are called, and of
         each layer its own before those of layers inside it."""
         order = []
+        plain = self.clone(remat='')  # Flax sorts the leaves of layers that are computed again.
 
         def init(key):
-            variables = self.init(key)
+            variables = plain.init(key)
             order.extend(trees.flatten(variables))  # The tree that eval_shape returns is sorted.
             return variables
 

@@ -5,7 +5,7 @@ import difflib
 import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -16,13 +16,15 @@ from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
 from fixres_jax.models.devices import gather
+from fixres_jax.models.gates import ChannelAttention, SqueezeExcite
 from fixres_jax.models.perceptron import TRUNCATED, LayerScale, Linear, Perceptron, ResponseNorm, linear_rates
 from fixres_jax.models.pooling import avg_pool, max_pool
 
 __all__ = [
-    'EVAL', 'PADDINGS', 'TRAIN', 'TRUNCATED', 'BatchNorm', 'Classifier', 'Conv', 'DropPath', 'Dropout', 'LayerNorm',
-    'LayerScale', 'Linear', 'Mode', 'Padding', 'Perceptron', 'ResponseNorm', 'SqueezeExcite', 'avg_pool',
-    'batch_norm_layers', 'gather', 'linear_rates', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
+    'EVAL', 'PADDINGS', 'TRAIN', 'TRUNCATED', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'DropPath',
+    'Dropout', 'Head', 'LayerNorm', 'LayerScale', 'Linear', 'Mode', 'Padding', 'Perceptron', 'ResponseNorm',
+    'SqueezeExcite', 'avg_pool', 'batch_norm_layers', 'gather', 'linear_rates', 'max_pool', 'normalize', 'same',
+    'symmetric', 'valid',
 ]  # fmt: skip
 
 
@@ -266,23 +268,11 @@ def _drop(layer: Dropout | DropPath, x: jax.Array, active: bool, shape: tuple[in
     return jnp.where(kept, x / (1 - layer.rate), jnp.zeros((), x.dtype))
 
 
-class SqueezeExcite(nn.Module):
-    """Scale each channel by a gate that two 1x1 convolutions make of the mean over all positions.
+class Head(nn.Module):
+    """Hold the classifier as 'fc', where timm has it in a module of its own ('head/fc')."""
 
-    Attributes:
-      squeezed: channels between the two.
-      names: of the two.
-      activation: between them.
-      gate: after them.
-    """
-
-    squeezed: int
-    names: tuple[str, str] = ('conv_reduce', 'conv_expand')
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
-    gate: Callable[[jax.Array], jax.Array] = nn.sigmoid
+    num_classes: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        mean = x.astype(jnp.float32).mean((1, 2), keepdims=True).astype(x.dtype)
-        y = self.activation(Conv(self.squeezed, 1, padding=valid, bias=True, name=self.names[0])(mean))
-        return x * self.gate(Conv(x.shape[-1], 1, padding=valid, bias=True, name=self.names[1])(y))
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        return Classifier(self.num_classes, name='fc')(embedding)

@@ -1,6 +1,7 @@
-"""ResNet, wide ResNet and ResNeXt with torchvision's structure and names ('layer4/2/bn3')."""
+"""ResNet and its relatives with the structure and names of torchvision and timm ('layer4/2/bn3')."""
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,96 +11,25 @@ import jax.numpy as jnp
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import layers
 from fixres_jax.models.architecture import Architecture
-
-# torch's defaults, with which every released weight of the family was trained.
-BatchNorm = functools.partial(layers.BatchNorm, epsilon=1e-5, momentum=0.1)
-Conv = functools.partial(layers.Conv, padding=layers.symmetric)
-
-
-class Downsample(nn.Module):
-    """Bring the shortcut to the shape of the block's output: a 1x1 convolution and a BatchNorm."""
-
-    features: int
-    stride: int
-    bn_group_size: int | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        x = Conv(self.features, 1, self.stride, name='0')(x)
-        return BatchNorm(self.bn_group_size, name='1')(x, mode)
+from fixres_jax.models.resnet_blocks import (
+    BasicBlock,
+    BatchNorm,
+    Bottleneck,
+    Conv,
+    DeepStem,
+    Gate,
+    StridedConv,
+    channel_attention,
+    no_gate,
+    squeeze_excite,
+)
+from fixres_jax.models.stages import make_stage
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut.
-
-    Attributes:
-      planes: channels of the block before its expansion.
-      inner: channels of its 3x3 convolution, which differ from `planes` in wide ResNets and ResNeXts.
-      stride: of the 3x3 convolution (the first one here).
-      groups: of the 3x3 convolution.
-      bn_group_size: as in `layers.BatchNorm`.
-      zero_init_residual: start the last BatchNorm's scale from zero.
-    """
-
-    planes: int
-    inner: int
-    stride: int
-    groups: int
-    bn_group_size: int | None
-    zero_init_residual: bool
-    expansion = 1
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        y = Conv(self.inner, 3, self.stride, self.groups, name='conv1')(x)
-        y = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(y, mode))
-        y = Conv(self.planes, 3, groups=self.groups, name='conv2')(y)
-        y = BatchNorm(self.bn_group_size, zero_scale=self.zero_init_residual, name='bn2')(y, mode)
-        if x.shape[-1] != self.planes:
-            x = Downsample(self.planes, self.stride, self.bn_group_size, name='downsample')(x, mode)
-        return nn.relu(x + y)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolutions around a shortcut; attributes as in `BasicBlock`."""
-
-    planes: int
-    inner: int
-    stride: int
-    groups: int
-    bn_group_size: int | None
-    zero_init_residual: bool
-    expansion = 4
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        features = self.planes * self.expansion
-        y = Conv(self.inner, 1, name='conv1')(x)
-        y = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(y, mode))
-        y = Conv(self.inner, 3, self.stride, self.groups, name='conv2')(y)
-        y = nn.relu(BatchNorm(self.bn_group_size, name='bn2')(y, mode))
-        y = Conv(features, 1, name='conv3')(y)
-        y = BatchNorm(self.bn_group_size, zero_scale=self.zero_init_residual, name='bn3')(y, mode)
-        if x.shape[-1] != features:
-            x = Downsample(features, self.stride, self.bn_group_size, name='downsample')(x, mode)
-        return nn.relu(x + y)
-
-
-class Stage(nn.Module):
-    """Blocks '0', '1', ... of one width, of which the first carries the stride."""
-
-    block: type[nn.Module]
-    depth: int
-    stride: int
-    options: tuple[tuple[str, Any], ...]
-    remat: str
-
-    @nn.compact
-    def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        block = nn.remat(self.block) if self.remat == 'block' else self.block
-        for i in range(self.depth):
-            x = block(stride=self.stride if i == 0 else 1, **dict(self.options), name=str(i))(x, mode)
-        return x
+def average_pool(x: jax.Array, mode: layers.Mode, bn_group_size: int | None) -> tuple[jax.Array, jax.Array]:
+    """Return (maps, float32 embedding: their mean over all positions)."""
+    del mode, bn_group_size
+    return x, x.astype(jnp.float32).mean((1, 2))
 
 
 class ResNet(nn.Module):
@@ -119,6 +49,12 @@ class ResNet(nn.Module):
       std: of the RGB channels, in [0, 1].
       remat: whose activations the backward pass computes again instead of keeping them: '' nothing's, 'block' those
         inside each block, 'stage' those inside each stage.
+      deep_stem: three convolutions in the stem.
+      strided_conv: a convolution instead of the max-pool.
+      average: as in `Downsample`.
+      gate: as in `BasicBlock`.
+      last_stride: of the last stage.
+      pool: function (maps, mode, bn_group_size) -> (features, embedding), as `average_pool`.
     """
 
     block: type[nn.Module]
@@ -133,6 +69,12 @@ class ResNet(nn.Module):
     bn_group_size: int | None = 64
     zero_init_residual: bool = False
     remat: str = ''
+    deep_stem: bool = False
+    strided_conv: bool = False
+    average: bool = False
+    gate: Gate = no_gate
+    last_stride: int = 2
+    pool: Callable[..., tuple[jax.Array, jax.Array]] = average_pool
 
     @nn.compact
     def __call__(self, images: jax.Array, mode: layers.Mode) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -149,10 +91,15 @@ class ResNet(nn.Module):
           UsageError: when batch statistics are asked of a batch that `bn_group_size` does not divide.
         """
         x = layers.normalize(images, self.mean, self.std, self.dtype)
-        x = Conv(self.width, 7, 2, name='conv1')(x)
+        if self.deep_stem:
+            x = DeepStem(self.width, self.bn_group_size, name='conv1')(x, mode)
+        else:
+            x = Conv(self.width, 7, 2, name='conv1')(x)
         x = nn.relu(BatchNorm(self.bn_group_size, name='bn1')(x, mode))
-        x = layers.max_pool(x, 3, 2, layers.symmetric)
-        make_stage = nn.remat(Stage) if self.remat == 'stage' else Stage
+        if self.strided_conv:
+            x = StridedConv(self.bn_group_size, name='maxpool')(x, mode)
+        else:
+            x = layers.max_pool(x, 3, 2, layers.symmetric)
         for i, depth in enumerate(self.depths):
             planes = self.width * 2**i
             options = {
@@ -161,11 +108,12 @@ class ResNet(nn.Module):
                 'groups': self.groups,
                 'bn_group_size': self.bn_group_size,
                 'zero_init_residual': self.zero_init_residual,
+                'average': self.average,
+                'gate': self.gate,
             }
-            stride = 1 if i == 0 else 2
-            stage = make_stage(self.block, depth, stride, tuple(options.items()), self.remat, name=f'layer{i + 1}')
-            x = stage(x, mode)
-        embedding = x.astype(jnp.float32).mean((1, 2))
+            stride = (1, 2, 2, self.last_stride)[i]
+            x = make_stage(self.block, depth, stride, options, self.remat, name=f'layer{i + 1}')(x, mode)
+        x, embedding = self.pool(x, mode, self.bn_group_size)
         logits = layers.Classifier(self.num_classes, name='fc')(embedding)
         return logits, {'features': x, 'embedding': embedding}
 
@@ -184,28 +132,67 @@ def create_resnet(block: type[nn.Module], depths: tuple[int, ...], **options: An
             f'A network with groups of {model.base_width} channels has none left at width={model.width}: '
             f'width is at least {-(-64 // model.base_width)}.'
         )
+    if model.deep_stem and model.width < 2:
+        raise UsageError('width=1 leaves half a channel to the first convolutions of this stem: width is at least 2.')
     return model
 
 
-def _row(last_batch_norm: str, *shape: Any, **options: Any) -> Architecture:
-    build = functools.partial(create_resnet, *shape, **options)
-    return Architecture(build, 'fc', 'conv1', last_batch_norm, options={'zero_init_residual': False}, note=NOTE)
+def row(
+    last_batch_norm: str, *shape: Any, note: str = '', usual: Mapping[str, Any] | None = None, **options: Any
+) -> Architecture:
+    """Return a row: of a block, depths and the attributes of `ResNet`, and how its weights are usually trained."""
+    stem = 'conv1/6' if options.get('deep_stem') else 'conv1'
+    return Architecture(
+        functools.partial(create_resnet, *shape, **options), 'fc', stem, last_batch_norm,
+        options={'zero_init_residual': False}, note=note or NOTE, **(usual or {}),
+    )  # fmt: skip
+
+
+def _sizes(train: int, crop: float) -> dict[str, Any]:
+    """Return how timm trains and tests: resolution of training, crop over resized side of the test."""
+    return {'train_resolution': train, 'resize_ratio': 1 / crop, 'interpolation': 'bicubic'}
 
 
 NOTE = 'statistics of the BatchNorm that ends the last block, and the classifier'
+GATED = 'statistics of the BatchNorm that ends the last block, before its gate, and the classifier'
+D = {'deep_stem': True, 'average': True}
+SE = {'gate': squeeze_excite, 'note': GATED}
+RS = D | {'strided_conv': True, 'gate': functools.partial(squeeze_excite, share=1 / 4), 'note': GATED}
 ROWS = {
-    'resnet18': _row('layer4/1/bn2', BasicBlock, (2, 2, 2, 2)),
-    'resnet34': _row('layer4/2/bn2', BasicBlock, (3, 4, 6, 3)),
-    'resnet50': _row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3)),
-    'resnet101': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3)),
-    'resnet152': _row('layer4/2/bn3', Bottleneck, (3, 8, 36, 3)),
-    'wide_resnet50_2': _row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), base_width=128),
-    'wide_resnet101_2': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), base_width=128),
-    'resnext50_32x4d': _row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), groups=32, base_width=4),
-    'resnext101_32x4d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=4),
-    'resnext101_32x8d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=8),
-    'resnext101_64x4d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=64, base_width=4),
-    'resnext101_32x16d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=16),
-    'resnext101_32x32d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=32),
-    'resnext101_32x48d': _row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=48),
+    'resnet18': row('layer4/1/bn2', BasicBlock, (2, 2, 2, 2)),
+    'resnet34': row('layer4/2/bn2', BasicBlock, (3, 4, 6, 3)),
+    'resnet50': row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3)),
+    'resnet101': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3)),
+    'resnet152': row('layer4/2/bn3', Bottleneck, (3, 8, 36, 3)),
+    'wide_resnet50_2': row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), base_width=128),
+    'wide_resnet101_2': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), base_width=128),
+    'resnext50_32x4d': row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), groups=32, base_width=4),
+    'resnext101_32x4d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=4),
+    'resnext101_32x8d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=8),
+    'resnext101_64x4d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=64, base_width=4),
+    'resnext101_32x16d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=16),
+    'resnext101_32x32d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=32),
+    'resnext101_32x48d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=48),
+    # He et al. 2019 (arXiv 1812.01187): a deep stem, and means in the shortcut.
+    'resnet18d': row('layer4/1/bn2', BasicBlock, (2, 2, 2, 2), **D, usual=_sizes(224, 0.875)),
+    'resnet34d': row('layer4/2/bn2', BasicBlock, (3, 4, 6, 3), **D, usual=_sizes(224, 0.875)),
+    'resnet50d': row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), **D, usual=_sizes(224, 0.875)),
+    'resnet101d': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), **D, usual=_sizes(256, 0.95)),
+    'resnet152d': row('layer4/2/bn3', Bottleneck, (3, 8, 36, 3), **D, usual=_sizes(256, 0.95)),
+    # Hu et al. 2018 (arXiv 1709.01507).
+    'seresnet50': row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), **SE, usual=_sizes(224, 0.875)),
+    'seresnext50_32x4d': row(
+        'layer4/2/bn3', Bottleneck, (3, 4, 6, 3), groups=32, base_width=4, **SE, usual=_sizes(224, 0.875)
+    ),
+    'seresnext101_32x8d': row(
+        'layer4/2/bn3', Bottleneck, (3, 4, 23, 3), groups=32, base_width=8, **SE, usual=_sizes(224, 0.95)
+    ),
+    # Wang et al. 2020 (arXiv 1910.03151).
+    'ecaresnet50d': row(
+        'layer4/2/bn3', Bottleneck, (3, 4, 6, 3), **D, gate=channel_attention, note=GATED, usual=_sizes(224, 0.875)
+    ),
+    # Bello et al. 2021 (arXiv 2103.07579).
+    'resnetrs50': row('layer4/2/bn3', Bottleneck, (3, 4, 6, 3), **RS, usual=_sizes(160, 0.91)),
+    'resnetrs101': row('layer4/2/bn3', Bottleneck, (3, 4, 23, 3), **RS, usual=_sizes(192, 0.94)),
+    'resnetrs152': row('layer4/2/bn3', Bottleneck, (3, 8, 36, 3), **RS, usual=_sizes(256, 1.0)),
 }

@@ -79,6 +79,38 @@ def _efficientnet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return renamed
 
 
+# Source: torchvision's RegNets.
+_REGNET = {
+    'stem.0': 'stem.conv',
+    'stem.1': 'stem.bn',
+    'fc': 'head.fc',
+    'proj.0': 'downsample.conv',
+    'proj.1': 'downsample.bn',
+    'f.a.0': 'conv1.conv',
+    'f.a.1': 'conv1.bn',
+    'f.b.0': 'conv2.conv',
+    'f.b.1': 'conv2.bn',
+    'f.se.fc1': 'se.fc1',
+    'f.se.fc2': 'se.fc2',
+    'f.c.0': 'conv3.conv',
+    'f.c.1': 'conv3.bn',
+}
+
+
+def _regnet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Rename: blocks are counted from 0 there and from 1 here."""
+    del name
+    renamed = {}
+    for key, array in state_dict.items():
+        module, _, leaf = key.rpartition('.')
+        if match := re.fullmatch(r'trunk_output\.block(\d)\.block\d-(\d+)\.(.+)', module):
+            module = f's{match[1]}.b{int(match[2]) + 1}.{_REGNET.get(match[3], match[3])}'
+        else:
+            module = _REGNET.get(module, module)
+        renamed[f'{module}.{leaf}'] = array
+    return renamed
+
+
 # Source: the authors' repositories, facebookresearch/ConvNeXt, ConvNeXt-V2 and deit (DeiT III).
 _CONVNEXT = (
     (r'^head\.', 'head.fc.'),
@@ -119,6 +151,7 @@ def _substitute(state_dict: Mapping[str, Any], rules: tuple[tuple[str, str], ...
 # An array that only files of a lineage have -> what renames all.
 LINEAGES: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     '_conv_stem.weight': _efficientnet,
+    'trunk_output.block1.block1-0.f.a.0.weight': _regnet,
     'downsample_layers.0.0.weight': _convnext,
     'blocks.0.gamma_1': _deit3,
 }

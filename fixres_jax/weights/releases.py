@@ -10,7 +10,7 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import efficientnet_releases, layer_norm_releases
+from fixres_jax.weights import efficientnet_releases, layer_norm_releases, resnet_releases
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
@@ -18,6 +18,7 @@ SWSL = 'README of facebookresearch/semi-supervised-ImageNet1K-models'
 LITE = "README of tensorflow/tpu's efficientnet/lite, of the TensorFlow weights"
 FIXRES = 'README of facebookresearch/FixRes'
 CADENE = 'README of Cadene/pretrained-models.pytorch'
+MPNCOV = 'README of jiangtaoxie/fast-MPN-COV'
 WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
 
 
@@ -67,25 +68,30 @@ def _collection(source: str, rows: list[tuple[str, str, str, float]], **common: 
     return tuple(Release(*row, source, **common) for row in rows)
 
 
-def _of_timm() -> tuple[Release, ...]:
-    """Return timm's of the other files, and the Lite network whose file the PyPI package of its name holds."""
+def _of_timm(rows: tuple[tuple, ...]) -> tuple[Release, ...]:
+    """Return releases that timm hosts; a row holds what `efficientnet_releases.ROWS` says."""
     found = []
-    rows = (*efficientnet_releases.ROWS, *layer_norm_releases.ROWS)
     for name, file, train, test, crop, interpolation, value, top1 in rows:
         channels = ((value,) * 3,) * 2 if value else (IMAGENET_MEAN, IMAGENET_STD)
         found.append(Release(
-            f'timm/{name}', name.partition('.')[0], file, top1, TIMM, train, test, 1 / crop,
+            f'timm/{name}', name.partition('.')[0].removeprefix('legacy_'), file, top1, TIMM, train, test, 1 / crop,
             interpolation=interpolation, mean=channels[0], std=channels[1],
         ))  # fmt: skip
+    return tuple(found)
+
+
+def _efficientnets() -> tuple[Release, ...]:
+    """Return the EfficientNets of timm, and the Lite network whose file the PyPI package of its name holds."""
+    found = _of_timm(efficientnet_releases.ROWS)
     lite = next(release for release in found if release.architecture == 'tf_efficientnet_lite0')
     return (*found, dataclasses.replace(
         lite, name='pypi/efficientnet_lite0', file='efficientnet-lite0-57934424.pth', top1=75.1, source=LITE,
     ))  # fmt: skip
 
 
-# In timm 1.0.31 resnetaa50, resnetblur18 and resnetblur50: names and shapes of all its models' arrays were compared
-# with ours, and where they are equal the modules.
-LOOK_ALIKES = re.compile(r'(?<![a-z])(res(?:net|next))(?:aa|blur)([0-9]+)(?![0-9a-z])')
+# In timm 1.0.31 resnetaa34d, 50, 50d and 101d, resnetblur18, 50, 50d and 101d: names and shapes of all its models'
+# arrays were compared with ours, and where they are equal the modules.
+LOOK_ALIKES = re.compile(r'(?<![a-z])(res(?:net|next))(?:aa|blur)([0-9]+d?)(?![0-9a-z])')
 GENERIC_STEMS = ('model', 'pytorch_model')
 
 RELEASES = (
@@ -177,14 +183,42 @@ RELEASES = (
     *_collection(TIMM, [
         ('timm/pnasnet5large.tf_in1k', 'pnasnet5large', '', 82.814),
     ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.911, interpolation='bicubic'),
-    *_of_timm(),
+    *_efficientnets(),
+    *_of_timm(resnet_releases.ROWS),
+    *_of_timm(layer_norm_releases.ROWS),
+    *_collection(TORCHVISION, [
+        ('torchvision/regnetx_032.v1', 'regnetx_032', 'regnet_x_3_2gf-f342aeae.pth', 78.364),
+        ('torchvision/regnety_016.v1', 'regnety_016', 'regnet_y_1_6gf-b11a554e.pth', 77.950),
+        ('torchvision/regnety_032.v1', 'regnety_032', 'regnet_y_3_2gf-b5a9779c.pth', 78.948),
+        ('torchvision/regnety_160.v1', 'regnety_160', 'regnet_y_16gf-9e6ed7dd.pth', 80.424),
+    ]),
+    *_collection(TORCHVISION, [
+        ('torchvision/regnetx_032.v2', 'regnetx_032', 'regnet_x_3_2gf-7071aa85.pth', 81.196),
+        ('torchvision/regnety_016.v2', 'regnety_016', 'regnet_y_1_6gf-0d7bc02a.pth', 80.876),
+        ('torchvision/regnety_032.v2', 'regnety_032', 'regnet_y_3_2gf-9180c971.pth', 81.982),
+        ('torchvision/regnety_160.v2', 'regnety_160', 'regnet_y_16gf-3e4a00f9.pth', 82.886),
+    ], train_resolution=176, resize_ratio=232 / 224),
+    # Instagram hashtags, then the whole network at 384 or the classifier alone at 224.
+    *_collection(TORCHVISION, [
+        ('torchvision/regnety_160.swag', 'regnety_160', 'regnet_y_16gf_swag-43afe44d.pth', 86.012),
+    ], train_resolution=384, test_resolution=384, resize_ratio=1.0, interpolation='bicubic'),
+    *_collection(TORCHVISION, [
+        ('torchvision/regnety_160.swag_linear', 'regnety_160', 'regnet_y_16gf_lc_swag-f3ec0043.pth', 83.976),
+    ], resize_ratio=1.0, interpolation='bicubic'),
+    *_collection(CADENE, [
+        ('cadene/senet154', 'senet154', 'senet154-c7b49a05.pth', 81.304),
+    ]),
+    *_collection(MPNCOV, [
+        ('mpncov/resnet50', 'resnet50_mpncov', 'mpncovresnet50-15991845.pth', 78.29),
+        ('mpncov/resnet101', 'resnet101_mpncov', 'mpncovresnet101-ade9737a.pth', 79.01),
+    ]),
 )  # fmt: skip
 
 
 def find(name: str, path: str) -> Release | None:
     """Return the release of a name, or without one that whose published file name a path has, or None."""
     if not name:
-        return next((release for release in RELEASES if release.file == Path(path).name), None)
+        return next((release for release in RELEASES if release.file and release.file == Path(path).name), None)
     known = {release.name: release for release in RELEASES}
     if name not in known:
         raise UsageError(f'There is no release {name!r}.{nearest(name, known)} --list prints all.')
@@ -214,9 +248,11 @@ def refuse_look_alike(text: str) -> None:
 
 def table() -> str:
     """Return the releases as lines of text."""
-    lines = [f'{"release":32} {"architecture":18} train -> test (resized to)      top-1  file; source']
+    lines = [f'{"release":36} {"architecture":18} train -> test (resized to)      top-1  file; source']
     for r in RELEASES:
         resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
         sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
-        lines.append(f'{r.name:32} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file}; {r.source}')
+        lines.append(
+            f'{r.name:36} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file or "model.safetensors"}; {r.source}'
+        )
     return '\n'.join(lines)

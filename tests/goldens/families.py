@@ -19,6 +19,7 @@ class Family:
       steps: pixels of the images of the steps beside torch.
       reference: module of `goldens` that makes the same networks in torch; '' where there are none to compare with.
       narrow: options of `small` for the steps beside torch, which the reference takes too.
+      elsewhere: members that are not compared with torch here.
       quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
       theirs: options of timm's network that make it compute what ours does.
     """
@@ -32,11 +33,19 @@ class Family:
     steps: int = 64
     reference: str = 'timm_models'
     narrow: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()
     quick: bool = False
     theirs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# Against torchvision's goldens, in test_torch_parity.py.
+TORCHVISION = (
+    'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2', 'wide_resnet101_2',
+    'resnext50_32x4d', 'resnext101_32x4d', 'resnext101_32x8d', 'resnext101_64x4d', 'resnext101_32x16d',
+    'resnext101_32x32d', 'resnext101_32x48d',
+)  # fmt: skip
 FAMILIES = {
+    'resnet': Family('resnet', 'resnet18d', ('resnet18d', 'resnetrs50'), {'width': 8}, elsewhere=TORCHVISION),
     'efficientnet': Family(
         'efficientnet',
         'tf_efficientnet_lite0',
@@ -54,6 +63,11 @@ FAMILIES = {
         narrow={'width': 16},
     ),
     'amoebanet': Family('amoebanet', 'amoebanet_b_small', (), {'width': 1}, reference=''),
+    'senet': Family('senet', 'senet154', (), {'width': 32}),
+    'mpncov': Family('mpncov', 'resnet50_mpncov', (), {'width': 8}),
+    'resnetv2': Family('resnetv2', 'resnetv2_50', (), {'width': 8}),
+    # The member whose last sum has a BatchNorm on both sides.
+    'regnet': Family('regnet', 'regnety_032', ('regnety_016',), {'width': 8}),
     'convnext': Family('convnext', 'convnextv2_tiny', ('convnext_tiny',), {'width': 8}, recipe=(32, 64)),
     'vit': Family(
         'vit',

@@ -5,12 +5,18 @@ import timm
 import torch
 
 import torchvision_cpu  # noqa: F401, I001  before timm, which imports torchvision
-from goldens import weights
+from goldens import covariance_pooling, weights
+
+# Names that timm has under another, and networks that it has not.
+NAMES = {'senet154': 'legacy_senet154'}
+OTHERS = {'resnet50_mpncov': covariance_pooling.create, 'resnet101_mpncov': covariance_pooling.create}
 
 
 def create(name: str, num_classes: int = weights.CLASSES, **options) -> torch.nn.Module:
-    """Return timm's network of a name."""
-    return timm.create_model(name, num_classes=num_classes, **options)
+    """Return timm's network of a name, or ours in torch."""
+    if name in OTHERS:
+        return OTHERS[name](name, num_classes)
+    return timm.create_model(NAMES.get(name, name), num_classes=num_classes, **options)
 
 
 def load(name: str, weight=weights.weight, **options) -> torch.nn.Module:
