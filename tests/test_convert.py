@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 import fixres_jax
+from configs import finetune
 from fixres_jax import convert, models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import resnet
@@ -421,7 +422,7 @@ def test_releases_are_of_our_architectures_and_found_by_file_name():
         'resize': 'short',
         'interpolation': 'bilinear',
     }
-    assert all(releases.find('', path) is None for path in ('mine.pth', 'model.safetensors', '.'))
+    assert all(releases.find('', path) is None for path in ('', 'mine.pth', 'model.safetensors', '.'))
     assert all(release.file in releases.table() for release in releases.RELEASES)
 
 
@@ -448,7 +449,7 @@ def test_releases_agree_with_timm():
     for release in releases.RELEASES:
         if release.name.startswith('timm/'):
             known = timm.get_pretrained_cfg(release.name.removeprefix('timm/'))
-            assert known.url.endswith(f'/{release.file}') if release.file else not known.url
+            assert not known.url or known.url.endswith(f'/{release.file}')  # some are on Hugging Face alone
             tested = (known.test_input_size or known.input_size)[1]
             assert tested == release.test_resolution
             if release.architecture not in ('tf_efficientnet_lite3', 'tf_efficientnet_lite4'):  # TensorFlow's sizes
@@ -460,7 +461,20 @@ def test_releases_agree_with_timm():
 
 def test_list_prints_the_table(capsys):
     assert run('--list') == 0
-    assert 'fixres/resnet50_cutmix_v2' in capsys.readouterr().out
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == {'release', *(release.name for release in releases.RELEASES)}
+    assert 'FixRes_Pretrained_Models/ResNet50_CutMix_v2.pth' in lines['fixres/resnet50_cutmix_v2']
+    assert lines['fixres/resnet50_cutmix_v2'].endswith('CC BY-NC 4.0')
+    assert '380 -> 472 (height 539, bilinear) 85.90 ' in ' '.join(lines['fixres/efficientnet_b4_ns'].split())
+    assert 'efficientnet-lite2-9656183e.pth' in lines['pypi/efficientnet_lite2']
+
+
+def test_releases_of_fixres_have_the_sizes_of_its_configs():
+    for release in releases.RELEASES:
+        variant = release.name.removeprefix('fixres/').removesuffix('_v2').replace('efficientnet', 'tf_efficientnet')
+        if release.name.startswith('fixres/') and not variant.endswith('no_adaptation'):
+            row = finetune.TABLE.get(variant) or finetune.TABLE[variant.removesuffix('_ns')]
+            assert (release.train_resolution, release.test_resolution) == (row['train'], row['test'])
 
 
 def test_regnets_of_torchvision_come_in_under_their_own_names():

