@@ -6,8 +6,8 @@ Command:   python -m fixres_jax.convert resnet50 resnet50.pth WEIGHTS
 Variants:  the keys of TABLE; `:resnet50` is the default.
 Accuracy:  the paper's top-1, not measured here: ResNet-50 trained at 224, 77.0 at 224 and 79.0 adapted at 384; with
            CutMix 79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320. EfficientNets: see
-           EFFICIENTNETS; PNASNet-5-Large 82.7 at 331 and 83.7 adapted at 480. Of those in MOBILE and OTHERS none is
-           published.
+           EFFICIENTNETS; PNASNet-5-Large 82.7 at 331 and 83.7 adapted at 480. Of those in MOBILE, OTHERS and LAYER_NORM
+           none is published.
 Time:      not measured here. `python -m fixres_jax.dryrun` estimates it for a topology.
 """
 
@@ -140,6 +140,27 @@ RELATIVES = {
 }
 TABLE |= {
     name: RESNET50 | {'train': train, 'test': test, 'sizes': (train, test)} for name, (train, test) in RELATIVES.items()
+}
+
+# Networks without BatchNorm: (training resolution, test resolution). Nobody has published what the classifier alone
+# gives them at a larger size. For comparison: ConvNeXt-T and B, untouched, rise from 82.07 and 83.84 at 224 to 82.69
+# and 84.47 at 288 (timm, results-imagenet.csv, which tests them there); DeiT III-S, trained as a whole for 20 more
+# epochs, from 81.4 at 224 to 83.4 at 384 (README_revenge.md of facebookresearch/deit).
+LAYER_NORM = {
+    'convnext_tiny': (224, 288),
+    'convnext_base': (224, 288),
+    'convnextv2_tiny': (224, 288),
+    'vit_small_patch16_224': (224, 288),
+    'vit_base_patch16_224': (224, 288),
+    'deit_small_patch16_224': (224, 288),
+    'deit_base_patch16_224': (224, 288),
+    'deit3_small_patch16_224': (224, 288),
+    'deit3_base_patch16_224': (224, 288),
+    'deit3_small_patch16_384': (384, 480),
+}
+TABLE |= {
+    name: RESNET50 | {'train': train, 'test': test, 'sizes': (train, test)}
+    for name, (train, test) in LAYER_NORM.items()
 }
 
 

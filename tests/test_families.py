@@ -15,7 +15,7 @@ from configs import base
 from fixres_jax import convert, models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.machines import sharding
+from fixres_jax.machines import sharding, targets
 from fixres_jax.models import EVAL, TRAIN, Mode
 from fixres_jax.runs import dry_run, recipe, settings
 from fixres_jax.training import state
@@ -86,7 +86,7 @@ def test_every_network_has_its_published_number_of_parameters(name):
 @pytest.mark.parametrize(('family', 'name'), MEMBERS)
 def test_logits_embeddings_and_names_are_timms(family, name):
     timm_side = reference(family)
-    theirs = timm_side.load(name)
+    theirs = timm_side.load(name, **family.theirs)
     model = models.create(name, weights.CLASSES)
     start = {key: value.numpy() for key, value in theirs.state_dict().items()}
     variables = torch_weights.from_torch(start, model)
@@ -109,7 +109,7 @@ def test_five_steps_of_training_are_torchs(family):
     batch, lr = 8, 1e-3
     options = {rate: 0.0 for rate in RATES if rate in models.find(family.small).options}
     model = models.create(family.small, weights.CLASSES, bn_group_size=batch, **options, **family.narrow)
-    theirs = timm_side.load(family.small, weights.smooth_weight, **family.narrow)
+    theirs = timm_side.load(family.small, weights.smooth_weight, **family.narrow, **family.theirs)
     start = {key: value.numpy().copy() for key, value in theirs.state_dict().items()}  # torch steps in place
     before = torch_weights.from_torch(start, model)
     batches = [
@@ -235,7 +235,7 @@ def test_the_dry_run_compiles_a_step_for_devices(family):
     config.model.width = family.options.get('width', 0)
     config.train.batch_size = config.finetune.batch_size = config.model.bn_group_size = 16
     config.test.resolution, config.test.batch_size = family.recipe[1], 16
-    machine = dry_run.DryRun(settings.read(config), jax.devices(), train_images=48, test_images=24)
+    machine = dry_run.DryRun(settings.read(config), targets.Target(jax.devices()), train_images=48, test_images=24)
     assert machine.compile('evaluate')['batch_size'] == 16
 
 

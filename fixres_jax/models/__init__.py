@@ -8,6 +8,7 @@ from typing import Any
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models import (
     amoebanet,
+    convnext,
     densenet,
     efficientnet,
     efficientnetv2,
@@ -22,6 +23,7 @@ from fixres_jax.models import (
     resnetv2,
     senet,
     vgg,
+    vit,
 )
 from fixres_jax.models.architecture import Architecture, Model, Variables
 from fixres_jax.models.layers import EVAL, TRAIN, Mode, batch_norm_layers
@@ -47,6 +49,8 @@ ARCHITECTURES: dict[str, Architecture] = (
     | mpncov.ROWS
     | resnetv2.ROWS
     | regnet.ROWS
+    | convnext.ROWS
+    | vit.ROWS
 )
 
 

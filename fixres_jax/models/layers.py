@@ -17,12 +17,14 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
 from fixres_jax.models.devices import gather
 from fixres_jax.models.gates import ChannelAttention, SqueezeExcite
+from fixres_jax.models.perceptron import TRUNCATED, LayerScale, Linear, Perceptron, ResponseNorm, linear_rates
 from fixres_jax.models.pooling import adaptive_avg_pool, avg_pool, max_pool
 
 __all__ = [
-    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'ConvNormAct', 'DropPath',
-    'Dropout', 'Head', 'LayerNorm', 'Mode', 'Padding', 'SqueezeExcite', 'adaptive_avg_pool', 'avg_pool',
-    'batch_norm_layers', 'gather', 'max_pool', 'normalize', 'same', 'symmetric', 'valid',
+    'EVAL', 'PADDINGS', 'TRAIN', 'TRUNCATED', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'ConvNormAct',
+    'DropPath', 'Dropout', 'Head', 'LayerNorm', 'LayerScale', 'Linear', 'Mode', 'Padding', 'Perceptron',
+    'ResponseNorm', 'SqueezeExcite', 'adaptive_avg_pool', 'avg_pool', 'batch_norm_layers', 'gather', 'linear_rates',
+    'max_pool', 'normalize', 'same', 'symmetric', 'valid',
 ]  # fmt: skip
 
 

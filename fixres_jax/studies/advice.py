@@ -5,6 +5,7 @@ network is run and no pixel is decoded.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Advice:
       apparent_size: of objects in the test as a multiple of training, at equal resolutions.
       square_images: mean and standard deviation of the same in closed form, for square images.
       equal_resolution: pixels at which objects look as large in the test as in training, on average.
-      test_resolution: the same to a multiple of `FINE`.
+      test_resolution: the same to a multiple of `FINE`, and of what the network takes.
       sweep: pixels, the test resolutions worth trying.
       train_resolution_for: wanted test resolution -> training resolution of equal size, to a multiple of the stride.
       costs: a row for each resolution: its work, and that as a multiple of the training resolution's.
@@ -106,6 +107,9 @@ def advise(
     for name, value in (('train_resolution', train_resolution), ('wanted_test_resolution', wanted_test_resolution)):
         if value is not None and value < kind.min_resolution:
             raise UsageError(f'{name}={value} is too small: the network takes {kind.min_resolution} or more.')
+        if value is not None and value % kind.multiple:
+            near = kind.multiple * max(1, round(value / kind.multiple))
+            raise UsageError(f'{name}={value}: the network takes multiples of {kind.multiple}, such as {near}.')
     for name, value in (('images_per_second', images_per_second), ('max_milliseconds', max_milliseconds)):
         if value is not None and value <= 0:
             raise UsageError(f'{name}={value} is not above 0.')
@@ -132,7 +136,7 @@ def advise(
         square_images=(mean, std),
         num_images=0 if image_sizes is None else len(image_sizes),
         equal_resolution=equal,
-        test_resolution=_round(equal, FINE),
+        test_resolution=_round(equal, math.lcm(FINE, kind.multiple)),
         sweep=sweep,
         train_resolution_for=pairs,
         costs=costs,

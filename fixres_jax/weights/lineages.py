@@ -135,6 +135,43 @@ def _vgg(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return renamed
 
 
+# Source: the authors' repositories, facebookresearch/ConvNeXt, ConvNeXt-V2 and deit (DeiT III).
+_CONVNEXT = (
+    (r'^head\.', 'head.fc.'),
+    (r'^norm\.', 'head.norm.'),
+    (r'^downsample_layers\.0\.', 'stem.'),
+    (r'^downsample_layers\.(\d)\.', r'stages.\1.downsample.'),
+    (r'^stages\.(\d)\.(\d+)\.', r'stages.\1.blocks.\2.'),
+    (r'\.dwconv\.', '.conv_dw.'),
+    (r'\.pwconv(\d)\.', r'.mlp.fc\1.'),
+    (r'\.grn\.gamma$', '.mlp.grn.weight'),
+    (r'\.grn\.beta$', '.mlp.grn.bias'),
+)
+_DEIT3 = ((r'\.gamma_(\d)$', r'.ls\1.gamma'),)
+
+
+def _convnext(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Rename, and take from what scales and shifts channels the axes of batch and space."""
+    del name
+    renamed = _substitute(state_dict, _CONVNEXT)
+    return {key: array.reshape(-1) if '.grn.' in key else array for key, array in renamed.items()}
+
+
+def _deit3(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    del name
+    return _substitute(state_dict, _DEIT3)
+
+
+def _substitute(state_dict: Mapping[str, Any], rules: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+    """Return the arrays under the names that regular expressions make of theirs, one after the other."""
+    renamed = {}
+    for key, array in state_dict.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = array
+    return renamed
+
+
 def _densenet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {re.sub(r'\.(norm|conv)\.([12])\.', r'.\1\2.', key): array for key, array in state_dict.items()}
 
@@ -146,6 +183,8 @@ LINEAGES: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     'last_linear.weight': _pretrainedmodels,
     'classifier.6.weight': _vgg,
     'features.denseblock1.denselayer1.norm.1.weight': _densenet,
+    'downsample_layers.0.0.weight': _convnext,
+    'blocks.0.gamma_1': _deit3,
 }
 # What the arrays of layers begin with that others train beside a network and do not use after.
 TRAINING_ONLY = {'inception_v3': 'AuxLogits.'}

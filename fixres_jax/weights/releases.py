@@ -10,7 +10,7 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import efficientnet_releases, fixres_releases, resnet_releases
+from fixres_jax.weights import efficientnet_releases, fixres_releases, layer_norm_releases, resnet_releases
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
@@ -217,6 +217,7 @@ RELEASES = (
     ], train_resolution=331, test_resolution=331, resize_ratio=1 / 0.911, interpolation='bicubic'),
     *_efficientnets(),
     *_of_timm(resnet_releases.ROWS),
+    *_of_timm(layer_norm_releases.ROWS),
     *_collection(TORCHVISION, [
         ('torchvision/regnetx_032.v1', 'regnetx_032', 'regnet_x_3_2gf-f342aeae.pth', 78.364),
         ('torchvision/regnety_016.v1', 'regnety_016', 'regnet_y_1_6gf-b11a554e.pth', 77.950),

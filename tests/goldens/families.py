@@ -21,6 +21,7 @@ class Family:
       narrow: options of `small` for the steps beside torch, which the reference takes too.
       elsewhere: members that are not compared with torch here.
       quick: whether `small` goes through the recipe, fine-tuning and the dry run in the fast run; the slow one has all.
+      theirs: options of timm's network that make it compute what ours does.
     """
 
     rows: str
@@ -34,6 +35,7 @@ class Family:
     narrow: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     elsewhere: tuple[str, ...] = ()
     quick: bool = False
+    theirs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Against torchvision's goldens, in test_torch_parity.py.
@@ -89,4 +91,14 @@ FAMILIES = {
     'resnetv2': Family('resnetv2', 'resnetv2_50', (), {'width': 8}),
     # The member whose last sum has a BatchNorm on both sides.
     'regnet': Family('regnet', 'regnety_032', ('regnety_016',), {'width': 8}),
+    'convnext': Family('convnext', 'convnextv2_tiny', ('convnext_tiny',), {'width': 8}, recipe=(32, 64)),
+    'vit': Family(
+        'vit',
+        'deit3_small_patch16_224',
+        ('vit_small_patch16_224', 'deit3_small_patch16_224'),
+        {'width': 16},
+        sizes=((224, 224), (80, 80), (96, 288)),  # where the grid of positions is kept, shrinks, and does both
+        quick=True,
+        theirs={'dynamic_img_size': True},
+    ),
 }
