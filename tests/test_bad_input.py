@@ -42,7 +42,7 @@ VALUES = [
     ('--config.study=region', r"study='region': .* Did you mean 'regions'"),
     ('--config.model.name=resnet5O', r"model.name='resnet5O': .* Did you mean 'resnet50'"),
     ('--config.model.name=ResNet18', r"model.name='ResNet18': .* Did you mean 'resnet18'"),
-    ('--config.model.name=efficientnet_b0', r"model.name='efficientnet_b0': expected one of"),
+    ('--config.model.name=efficientnet_b9', r"model.name='efficientnet_b9': expected one of"),
     ('--config.model.dtype=bf16', r"model.dtype='bf16': expected one of auto, float32, bfloat16"),
     ('--config.model.dtype=float16', r"model.dtype='float16': .* Did you mean 'bfloat16'"),
     ('--config.model.remat=blocks', r"model.remat='blocks': .* Did you mean 'block'"),
