@@ -28,7 +28,7 @@ def accuracy_by_resolution(
         ('before', BEFORE, 'o', 'not adapted'),
         ('after', AFTER, 's', f'adapted at {test_resolution}'),
         ('own', OWN, '^', 'adapted at each size'),
-        ('control', CHANCE, '*', f'control: adapted at {train_resolution}'),
+        ('control', 'black', '*', f'control: adapted at {train_resolution}'),
     ):
         rows = [row for row in curve if f'top1_{suffix}' in row]
         if rows:

@@ -115,10 +115,11 @@ def verdict(report: dict[str, Any]) -> str:
 
 def _gains(change: dict[str, float]) -> str:
     """Say what a change was worth, and whether that can be told from nothing."""
-    size = f'{change["difference"]:+.2f} points of top-1 (95 % interval {change["low"]:+.2f} to {change["high"]:+.2f})'
+    difference = change['difference']
+    interval = f'(95 % interval of the change {change["low"]:+.2f} to {change["high"]:+.2f})'
     if change['low'] <= 0 <= change['high']:
-        return f'shows no detectable effect on these images: {size}'
-    return f'{"gains" if change["difference"] > 0 else "loses"} {size}'
+        return f'shows no detectable effect on these images: {difference:+.2f} points of top-1 {interval}'
+    return f'{"gains" if difference > 0 else "loses"} {abs(difference):.2f} points of top-1 {interval}'
 
 
 def _number_rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
