@@ -64,6 +64,7 @@ def get_config() -> Config:
 
     c.train = ConfigDict()
     c.train.resolution = 224  # pixels of the square crop
+    c.train.progressive = ()  # smaller sizes first: ((0.5, 160), (0.75, 192)) is 160 for half of the steps, then 192
     c.train.epochs = 240.0  # passes over the training images; 0: init_from is trained already
     c.train.batch_size = 512  # global
     c.train.accumulate_steps = 1  # parts of the batch computed one after the other; saves memory

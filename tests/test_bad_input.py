@@ -106,6 +106,8 @@ VALUES = [
     ('--config.train.scale=(1.0,0.08)', r'train.scale=\(1.0, 0.08\): expected \(low, high\) above 0, at most 1'),
     ('--config.train.scale=(0.08,2)', r'train.scale=\(0.08, 2.0\): expected'),
     ('--config.train.ratio=(0.75,)', r'train.ratio=\(0.75,\): expected \(low, high\)'),
+    ('--config.train.progressive=((0.5,16),)', r'train.progressive=16 is too small for resnet18: expected 32 or more'),
+    ('--config.train.progressive=((0.5,64),(0.5,80))', r'train.progressive=.*: expected .* shares rising .*, such as'),
     ('--config.train.augment=trival', r"train.augment: The augmentation is 'trival'; .* Did you mean 'trivial'"),
     ('--config.train.jitter=-0.3', r'train.jitter=-0.3: expected 0 or more'),
     ('--config.test.resolution=8', r'test.resolution=8 is too small for resnet18: expected 32 or more, such as 64'),

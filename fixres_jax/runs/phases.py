@@ -40,7 +40,7 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
     run.networks['train'], info = train.run(
         run.start,
         run.images.train,
-        train_transform(run),
+        train_transforms(run),
         s.train,
         runtime=run.runtime,
         writing=run.writing('train'),
@@ -50,17 +50,20 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
     return info | {'images': len(run.images.train)}
 
 
-def train_transform(run: Run) -> Transform:
-    """Return the transform of training images."""
+def train_transforms(run: Run) -> dict[float, Transform]:
+    """Return share of the steps -> the transform of training images from there on."""
     how = run.settings.train
-    return transforms.make_train(
-        run.train_resolution,
-        TrainCrop(how.crop, how.scale, how.ratio),
-        flip=how.flip,
-        jitter=how.jitter,
-        interpolation=how.interpolation,
-        augment=how.augment,
-    )
+    return {
+        share: transforms.make_train(
+            size,
+            TrainCrop(how.crop, how.scale, how.ratio),
+            flip=how.flip,
+            jitter=how.jitter,
+            interpolation=how.interpolation,
+            augment=how.augment,
+        )
+        for share, size in how.sizes.items()
+    }
 
 
 def sweep_phase(run: Run, results: Results) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,6 +32,7 @@ class Pace:
       schedule: the learning rate, for the log.
       log_every_steps: steps averaged into one line of the log.
       checkpoint_every_steps: steps between two checkpoints; the last step always has one.
+      resolutions: first step -> pixels of the images from there on, for the log; {} where all are of one size.
     """
 
     num_steps: int
@@ -40,6 +41,11 @@ class Pace:
     schedule: optax.Schedule
     log_every_steps: int
     checkpoint_every_steps: int
+    resolutions: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    def resolution(self, step: int) -> int | None:
+        """Return the pixels of a step's images, where they change on the way."""
+        return max(((first, size) for first, size in self.resolutions.items() if first <= step), default=(0, None))[1]
 
 
 def _saves(step: int, pace: Pace) -> bool:
@@ -65,7 +71,9 @@ class _Reader:
             self._window.append(jax.device_get(scalars))
             if not all(math.isfinite(value) for value in self._window[-1].values()):
                 return step
-            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}')
+            size = self._pace.resolution(step - 1)
+            at = f' at {size}' if size else ''
+            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}{at}')
             if step % self._pace.log_every_steps == 0 or _saves(step, self._pace):
                 self.flush(step)
         return None
@@ -74,6 +82,8 @@ class _Reader:
         """Write the means of the steps since the last line."""
         if self._writer and self._window:
             means = {name: float(np.mean([values[name] for values in self._window])) for name in self._window[0]}
+            if size := self._pace.resolution(step - 1):
+                means['resolution'] = size
             seconds = time.monotonic() - self._began
             self._writer.write(step, **means, lr=float(self._pace.schedule(step - 1)), seconds=seconds)
         self._window.clear()

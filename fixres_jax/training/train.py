@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from fixres_jax.machines.runtime import Runtime
 from fixres_jax.models import Mode, Model
 from fixres_jax.training import loop, metrics_log, state
 from fixres_jax.training.optimization import Optimization, describe, make_optimizer
+from fixres_jax.training.programs import Programs
 from fixres_jax.training.step import TrainStep, make_train_step
 from fixres_jax.weights.checkpoint import Checkpoints, write_metadata
 from fixres_jax.weights.network import Network
@@ -75,10 +77,19 @@ def prepare(
     return num_steps, tx, schedule, step_fn
 
 
+def _stages(
+    transform: Transform | Mapping[float, Transform], num_steps: int
+) -> tuple[dict[int, Transform], dict[int, int]]:
+    """Return first step -> transform, and first step -> pixels; no pixels where they are always the same."""
+    shares = transform if isinstance(transform, Mapping) else {0.0: transform}
+    stages = {round(share * num_steps): one for share, one in sorted(shares.items())}
+    return stages, {step: one.resolution for step, one in stages.items()} if len(stages) > 1 else {}
+
+
 def run(
     network: Network,
     source: Source,
-    transform: Transform,
+    transform: Transform | Mapping[float, Transform],
     how: Optimization,
     *,
     runtime: Runtime,
@@ -91,7 +102,7 @@ def run(
     Args:
       network: where to begin; one without variables begins with random ones, drawn from the seed.
       source: labelled images.
-      transform: from `data.transforms`.
+      transform: from `data.transforms`; or several of rising size, each under the share of the steps that it begins at.
       how: length, optimizer and what trains.
       runtime: where.
       writing: where to and how often it writes.
@@ -105,6 +116,7 @@ def run(
     num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
     blank = state.abstract(network.model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
+    stages, sizes = _stages(transform, num_steps)
     pace = loop.Pace(
         title=title,
         num_steps=num_steps,
@@ -112,6 +124,7 @@ def run(
         log_every_steps=writing.log_every_steps,
         checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
         schedule=schedule,
+        resolutions=sizes,
     )
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
@@ -119,7 +132,7 @@ def run(
         first = checkpoints.find(writing.restore_step or None) if goes_on else 0
         batches = pipeline.train_batches(
             source,
-            transform,
+            stages,
             runtime.readers,
             batch_size=how.batch_size,
             seed=seed,
@@ -134,6 +147,8 @@ def run(
             log.info('%s goes on from step %d of %d.', title, first, num_steps)
         else:
             log.info('%s: %s', title, describe(how, len(source)))
+            for step, size in sizes.items():
+                log.info('%s: images of %d pixels from step %d on.', title, size, step)
             start = state.create(
                 network.model,
                 tx,
@@ -144,6 +159,11 @@ def run(
                 variables=network.variables,
             )
         write_metadata(writing.directory, dict(network.about))
+        if sizes:
+            ahead = [pace.resolution(first), *(size for step, size in sizes.items() if step > first)]
+            step_fn = stack.enter_context(
+                contextlib.closing(Programs(step_fn, blank, how.batch_size, ahead, runtime.mesh))
+            )
         end = loop.fit(
             start,
             step_fn,
