@@ -3,7 +3,7 @@
 Not a run by itself: data.source is empty.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 class Config(ConfigDict):
@@ -88,8 +88,9 @@ def get_config() -> Config:
     c.train.jitter = 0.3  # of brightness, contrast and saturation
 
     c.test = ConfigDict()
-    c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images
-    c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
+    # Test resolutions: pixels of a square, or height and width: (352, 640) or '352x640'.
+    c.test.resolution = FieldReference(0, field_type=object)  # to adapt and report at; 0: chosen on the held-out images
+    c.test.resolutions = ()  # of the sweep and the curve; (): 0.75 to 2 times the training resolution
     c.test.resize = ''  # short: the shorter side; height: as FixRes weights were scored; '': as init_from, or short
     c.test.interpolation = ''  # bilinear, bicubic; '': that of init_from, or bilinear
     c.test.crop = True  # False: the whole image, padded to a square

@@ -110,6 +110,8 @@ VALUES = [
     ('--config.train.progressive=((0.5,64),(0.5,80))', r'train.progressive=.*: expected .* shares rising .*, such as'),
     ('--config.train.augment=trival', r"train.augment: The augmentation is 'trival'; .* Did you mean 'trivial'"),
     ('--config.train.jitter=-0.3', r'train.jitter=-0.3: expected 0 or more'),
+    ('--config.test.resolution=wide', r"test.resolution='wide': expected a whole number of pixels, or"),
+    ('--config.test.resolution=(64,8)', r'test.resolution=64x8 is too small for resnet18: expected 32 or more'),
     ('--config.test.resolution=8', r'test.resolution=8 is too small for resnet18: expected 32 or more, such as 64'),
     ('--config.test.resolutions=(8,64)', r'test.resolutions=8 is too small for .*: expected 32 or more, such as 64'),
     ('--config.test.resize_ratio=-1', r'test.resize_ratio=-1.0: expected 0, or 1 or more, such as 1.14'),

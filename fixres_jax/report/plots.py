@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from fixres_jax.core.figures import AFTER, BEFORE, CHANCE, OWN, Figure, new_figure
+from fixres_jax.core.resolution import side
 
 
 def accuracy_by_resolution(
@@ -23,7 +22,6 @@ def accuracy_by_resolution(
     """
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
-    x = np.array([row['resolution'] for row in curve])
     for suffix, colour, marker, label in (
         ('before', BEFORE, 'o', 'not adapted'),
         ('after', AFTER, 's', f'adapted at {test_resolution}'),
@@ -32,18 +30,17 @@ def accuracy_by_resolution(
     ):
         rows = [row for row in curve if f'top1_{suffix}' in row]
         if rows:
-            at, top1, low, high = (
-                np.array([row[name] for row in rows])
-                for name in ('resolution', *(f'{name}_{suffix}' for name in ('top1', 'low', 'high')))
-            )
+            at = [side(row['resolution']) for row in rows]
+            top1, low, high = ([row[f'{name}_{suffix}'] for row in rows] for name in ('top1', 'low', 'high'))
             axes.plot(at, top1, marker=marker, markersize=12 if marker == '*' else 6, color=colour, label=label)
             axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
     axes.axvline(train_resolution, color=CHANCE, linestyle=':', label=f'trained at {train_resolution}')
-    axes.axvline(test_resolution, color=CHANCE, linestyle='--', label=f'chosen: {test_resolution}')
+    axes.axvline(side(test_resolution), color=CHANCE, linestyle='--', label=f'chosen: {test_resolution}')
     axes.set_xlabel('test resolution (pixels)')
     axes.set_ylabel('top-1 accuracy (%)')
     axes.set_title(f'{title}\n{count:,} test images; bands: 95 % intervals of each point alone', fontsize=11)
-    axes.set_xticks(x, [str(value) for value in x])
+    tested = [row['resolution'] for row in curve]
+    axes.set_xticks([side(one) for one in tested], [str(one) for one in tested])
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

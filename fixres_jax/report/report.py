@@ -7,6 +7,7 @@ from etils import epath
 from fixres_jax.adaptation import adapt
 from fixres_jax.core import figures, files, tables
 from fixres_jax.core.progress import duration
+from fixres_jax.core.resolution import side
 from fixres_jax.core.tables import Table
 from fixres_jax.evaluation.evaluate import compare, find_point
 from fixres_jax.report import plots
@@ -47,7 +48,7 @@ def build(
         control = 'control' if chosen != train_resolution else 'after'
         points['adapted_at_train_resolution'] = (control, train_resolution)
     tested = {(point['network'], point['resolution']) for point in test['points']}
-    resolutions = sorted({point['resolution'] for point in test['points']})
+    resolutions = sorted({point['resolution'] for point in test['points']}, key=side)
     kind = 'adapt' if 'adapt' in results else 'finetune'
     curve = []
     for resolution in resolutions:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from fixres_jax import models
+from fixres_jax.core.resolution import side
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
 from fixres_jax.machines.runtime import Runtime
@@ -125,7 +126,7 @@ class DryRun:
         """Return the batches at the test resolution that cost what the sweep and the evaluation do."""
         least = self._model.architecture.min_resolution
         sizes = self._settings.test.resolutions or default_resolutions(self._train_resolution, None, least)
-        pixels = sum((size / self.test_resolution) ** 2 for size in sizes)
+        pixels = sum((side(size) / side(self.test_resolution)) ** 2 for size in sizes)
         return round(pixels * (self._held_out + 2 * self._test_images) / batch_size)
 
 

@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fixres_jax.core.resolution import Resolution, shape
 from fixres_jax.machines import sharding
 from fixres_jax.training.state import TrainState
 from fixres_jax.training.step import Batch, TrainStep
 
 
-def batch_of(batch_size: int, resolution: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_of(batch_size: int, resolution: int | Resolution, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a batch that a step takes."""
     place = sharding.by_example(mesh)
     return {
-        'image': jax.ShapeDtypeStruct((batch_size, resolution, resolution, 3), jnp.uint8, sharding=place),
+        'image': jax.ShapeDtypeStruct((batch_size, *shape(resolution), 3), jnp.uint8, sharding=place),
         'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=place),
     }
 
