@@ -215,9 +215,10 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
         networks, run.images.test, run.test_transforms(resolutions), run.feed('evaluate'), single, run.present
     )
     for point in result['points']:
+        network = f'adapted to {point["resolution"]}' if point['network'] == 'own' else point['network']
         log.info(
             '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
-            *(point[name] for name in ('network', 'resolution', 'top1', 'low', 'high', 'top5', 'count')),
+            *(network, *(point[name] for name in ('resolution', 'top1', 'low', 'high', 'top5', 'count'))),
         )
         if run.present is not None:
             log.info(
