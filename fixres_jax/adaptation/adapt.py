@@ -289,8 +289,8 @@ def describe(record: dict[str, Any]) -> str:
         return f'the old classifier and statistics were kept: none was better on {before["count"]} held-out images'
     return (
         f'{solver}, weight decay {record["chosen"]:g}, chosen on {before["count"]} held-out images: '
-        f'top-1 {before["top1"]:.2f} -> {after["top1"]:.2f} %, '
-        f'cross entropy {before["loss"]:.4f} -> {after["loss"]:.4f}'
+        f'top-1 from {before["top1"]:.2f} to {after["top1"]:.2f} %, '
+        f'cross entropy from {before["loss"]:.4f} to {after["loss"]:.4f}'
     )
 
 
