@@ -199,7 +199,8 @@ def fit(
 
     Args:
       training: embeddings of the training images under the new statistics.
-      before, after: of the held-out images, under the old and the new statistics; None where there are none.
+      before: of the held-out images, under the old statistics; None where there are none.
+      after: the same under the new statistics.
       old: the classifier to begin from.
       how: see `Adaptation`.
       seed: of SGD's batches.
