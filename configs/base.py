@@ -26,7 +26,7 @@ def get_config() -> Config:
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
-    c.compilation_cache = ''  # folder, in the workdir unless absolute, that keeps compiled programs for later starts
+    c.compilation_cache = ''  # folder, in the workdir unless absolute or gs://, of compiled programs for later starts
     c.restore_step = 0  # checkpoint to go on from, deleting those after it; 0: the last. For one start only
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 

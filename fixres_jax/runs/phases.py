@@ -321,7 +321,7 @@ def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return workdir -> its report.json."""
     reports = {}
     for run in runs:
-        path = epath.Path(run) / 'report.json'
+        path = files.reachable(run) / 'report.json'
         if not path.exists():
             raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
         reports[run] = json.loads(path.read_text())
