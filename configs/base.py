@@ -73,11 +73,24 @@ def get_config() -> Config:
     c.train.repeats = 1  # copies of an image in a batch, each augmented by itself
     c.train.lr = 0.02  # base learning rate
     c.train.lr_rule = 'fixres'  # fixres: 8 * lr * batch / 512; batch/256: lr * batch / 256; none: lr
-    c.train.schedule = 'step'  # step, cosine, constant
-    c.train.decay_every_epochs = 60.0  # of schedule=step, which divides the learning rate by ten
+    c.train.schedule = 'step'  # step, cosine, polynomial, one_cycle, constant
+    c.train.schedule_every = 'step'  # epoch: the learning rate changes once an epoch only
+    c.train.decay_every_epochs = 60.0  # of schedule=step
+    c.train.decay_rate = 0.1  # of schedule=step: what the learning rate is multiplied by
+    c.train.power = 1.0  # of schedule=polynomial
+    c.train.final_lr = 0.0  # that cosine, polynomial and one_cycle end with; no lr_rule scales it
     c.train.warmup_epochs = 0.0  # of linear rise
-    c.train.momentum = 0.9
-    c.train.weight_decay = 1e-4  # on every trained parameter
+    c.train.warmup_lr = 0.0  # that it begins with; no lr_rule scales it
+    c.train.warmup_prefix = True  # the schedule begins after the warm-up; False: at step 0, hidden by it, as in timm
+    c.train.optimizer = 'sgd'  # sgd (torch's), sgd_tf (Keras's), adamw, lamb, lars, rmsprop_tf
+    c.train.momentum = 0.9  # first beta of adamw and lamb
+    c.train.nesterov = False  # of sgd, sgd_tf and lars
+    c.train.beta2 = 0.0  # of adamw and lamb; of rmsprop_tf its decay; 0: 0.999 and 0.9
+    c.train.epsilon = 0.0  # 0: adamw 1e-8, lamb 1e-6, lars 1e-8, rmsprop_tf 1e-10
+    c.train.weight_decay = 1e-4
+    c.train.weight_decay_on = 'all'  # all, not_norms (all but norms, as torchvision), kernels (as timm)
+    c.train.layer_decay = 1.0  # learning rate of a block is this share of that of the next; below 1 for fine-tuning
+    c.train.clip_norm = 0.0  # the whole gradient is clipped to this norm; 0: not
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
     c.train.trainable = '.*'  # regex of the parameters that train
     c.train.batch_norm = '.*'  # regex of the BatchNorm layers on batch statistics
@@ -129,10 +142,23 @@ def get_config() -> Config:
     c.finetune.lr = 1e-3  # base learning rate
     c.finetune.lr_rule = 'fixres'
     c.finetune.schedule = 'step'
+    c.finetune.schedule_every = 'step'
     c.finetune.decay_every_epochs = 30.0
+    c.finetune.decay_rate = 0.1
+    c.finetune.power = 1.0
+    c.finetune.final_lr = 0.0
     c.finetune.warmup_epochs = 0.0
+    c.finetune.warmup_lr = 0.0
+    c.finetune.warmup_prefix = True
+    c.finetune.optimizer = 'sgd'
     c.finetune.momentum = 0.9
+    c.finetune.nesterov = False
+    c.finetune.beta2 = 0.0
+    c.finetune.epsilon = 0.0
     c.finetune.weight_decay = 1e-4
+    c.finetune.weight_decay_on = 'all'
+    c.finetune.layer_decay = 1.0
+    c.finetune.clip_norm = 0.0
     c.finetune.label_smoothing = 0.0
     c.finetune.follows = 'code'  # what '' means below where the reference's code and paper differ: code or paper
     c.finetune.trainable = ''  # regex; '': the model's own, the classifier

@@ -19,7 +19,7 @@ from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
-from fixres_jax.report import environment, html, report
+from fixres_jax.report import environment, findings, html, markdown, plots, report
 from fixres_jax.runs.run import Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
@@ -329,12 +329,16 @@ def report_phase(run: Run, results: Results) -> dict[str, Any]:
         value = report.build(
             results,
             train_resolution=run.train_resolution,
+            num_classes=run.start.model.num_classes,
             config=files.read_json(run.workdir / 'config.json'),
             environment=environment.describe(),
+            cost=studies.read(run.workdir, 'cost'),
         )
-        report.write(run.workdir, value)
+        plots.draw(run.workdir, value)
+        files.write(run.workdir / 'report.md', markdown.page(run.workdir, value))
         files.write(run.workdir / 'report.html', html.page(run.workdir, value))
-        log.info('\n%s', report.summary(value))
+        files.write_json(run.workdir / 'report.json', value)
+        log.info('\n%s', findings.summary(value))
         log.info('The report is in %s.', run.workdir / 'report.md')
     return {}
 

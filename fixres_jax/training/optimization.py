@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import optax
 
@@ -11,7 +12,7 @@ from fixres_jax.core.sections import Section
 from fixres_jax.data import augment, pipeline, transforms
 from fixres_jax.machines.runtime import MAX_BATCH
 from fixres_jax.models import architecture
-from fixres_jax.training import schedules
+from fixres_jax.training import optimizers, schedules
 
 _REGEX = sections.Rule(sections.is_regex, 'a regular expression', '.*')
 _REGEX_OF_SOME = sections.Rule(
@@ -29,11 +30,22 @@ class Optimization(Section):
       accumulate_steps: parts of the batch that are computed one after the other.
       lr: base learning rate, scaled by `lr_rule` (see `schedules.LR_RULES`).
       lr_rule: 'fixres', 'batch/256' or 'none'.
-      schedule: 'step', 'cosine' or 'constant'.
-      decay_every_epochs: of the 'step' schedule.
+      schedule: a name of `schedules.SCHEDULES`.
+      schedule_every: 'step' or 'epoch', when the learning rate changes.
+      decay_every_epochs, decay_rate: of the 'step' schedule.
+      power: of the 'polynomial' schedule.
+      final_lr: that the other schedules end with, not scaled by `lr_rule`.
       warmup_epochs: of linear warm-up.
-      momentum: of SGD.
-      weight_decay: on every trained parameter.
+      warmup_lr: that it begins with, not scaled by `lr_rule`.
+      warmup_prefix: whether the schedule begins after the warm-up, or is hidden by it.
+      optimizer: a name of `optimizers.OPTIMIZERS`.
+      momentum: of SGD; the first beta of Adam and LAMB.
+      nesterov: of SGD and LARS.
+      beta2, epsilon: 0 for the optimizer's own.
+      weight_decay: of the parameters that `weight_decay_on` says.
+      weight_decay_on: a name of `optimizers.DECAYS`.
+      layer_decay: the learning rate of each block is this share of that of the next.
+      clip_norm: of the whole gradient; 0 for none.
       label_smoothing: share of the target spread over all classes.
       trainable: regex of the parameters that train.
       batch_norm: regex of the BatchNorm layers on batch statistics.
@@ -47,10 +59,21 @@ class Optimization(Section):
         'lr': sections.least(0, 0.1),
         'lr_rule': sections.one_of(tuple(schedules.LR_RULES)),
         'schedule': sections.one_of(tuple(schedules.SCHEDULES)),
+        'schedule_every': sections.one_of(('step', 'epoch')),
         'decay_every_epochs': sections.Rule(lambda v: v > 0, 'a number above 0', 30.0),
+        'decay_rate': sections.Rule(lambda v: 0 < v <= 1, 'above 0 and at most 1', 0.1),
+        'power': sections.Rule(lambda v: v > 0, 'a number above 0', 1.0),
+        'final_lr': sections.least(0, 0.0),
         'warmup_epochs': sections.least(0, 0.0),
+        'warmup_lr': sections.least(0, 0.0),
+        'optimizer': sections.one_of(tuple(optimizers.OPTIMIZERS)),
         'momentum': sections.share(0.9),
+        'beta2': sections.share(0.999),
+        'epsilon': sections.least(0, 1e-8),
         'weight_decay': sections.least(0, 1e-4),
+        'weight_decay_on': sections.one_of(tuple(optimizers.DECAYS)),
+        'layer_decay': sections.Rule(lambda v: 0 < v <= 1, 'above 0 and at most 1', 0.75),
+        'clip_norm': sections.least(0, 1.0),
         'label_smoothing': sections.share(0.1),
         'trainable': _REGEX,
         'batch_norm': _REGEX,
@@ -63,10 +86,23 @@ class Optimization(Section):
     lr: float
     lr_rule: str
     schedule: str
+    schedule_every: str
     decay_every_epochs: float
+    decay_rate: float
+    power: float
+    final_lr: float
     warmup_epochs: float
+    warmup_lr: float
+    warmup_prefix: bool
+    optimizer: str
     momentum: float
+    nesterov: bool
+    beta2: float
+    epsilon: float
     weight_decay: float
+    weight_decay_on: str
+    layer_decay: float
+    clip_norm: float
     label_smoothing: float
     trainable: str
     batch_norm: str
@@ -135,17 +171,39 @@ def count_steps(o: Optimization, num_images: int) -> int:
     return max(1, o.steps(o.epochs, num_images))
 
 
-def make_optimizer(o: Optimization, num_images: int) -> tuple[int, optax.GradientTransformation, optax.Schedule]:
-    """Return (steps of the phase, optimizer, learning rate as a function of the step)."""
+def make_optimizer(
+    o: Optimization, num_images: int, names: Sequence[str] = ()
+) -> tuple[int, optax.GradientTransformation, optax.Schedule]:
+    """Return (steps of the phase, optimizer, learning rate as a function of the step).
+
+    Args:
+      o: how the phase is optimized.
+      num_images: of an epoch.
+      names: of all parameters of the network in torch's order, which `layer_decay` needs; without, all layers learn
+        alike.
+    """
     num_steps = count_steps(o, num_images)
     schedule = schedules.make_schedule(
         o.schedule,
         schedules.learning_rate(o.lr, o.batch_size, o.lr_rule),
         num_steps=num_steps,
         decay_every_steps=o.steps(o.decay_every_epochs, num_images),
+        decay_rate=o.decay_rate,
+        power=o.power,
+        final_lr=o.final_lr,
         warmup_steps=o.steps(o.warmup_epochs, num_images),
+        warmup_lr=o.warmup_lr,
+        warmup_prefix=o.warmup_prefix,
+        hold_steps=o.steps(1, num_images) if o.schedule_every == 'epoch' else 1,
     )
-    return num_steps, make_sgd(schedule, momentum=o.momentum, weight_decay=o.weight_decay), schedule
+    fields = ('momentum', 'nesterov', 'beta2', 'epsilon', 'weight_decay', 'weight_decay_on', 'clip_norm')
+    tx = optimizers.make(
+        o.optimizer,
+        schedule,
+        scales=optimizers.layer_scales(names, o.layer_decay) if names and o.layer_decay < 1 else None,
+        **{name: getattr(o, name) for name in fields},
+    )
+    return num_steps, tx, schedule
 
 
 def describe(o: Optimization, num_images: int) -> str:
@@ -159,12 +217,5 @@ def describe(o: Optimization, num_images: int) -> str:
 
 
 def make_sgd(schedule: optax.Schedule, *, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """Return SGD as torch does it: weight decay inside the gradient, on every parameter, before the momentum.
-
-    Source: torch.optim.SGD without dampening or Nesterov, which the reference uses.
-    """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(momentum),
-        optax.scale_by_learning_rate(schedule),
-    )
+    """Return SGD as torch does it, which the reference uses: no dampening, no Nesterov, weight decay on everything."""
+    return optimizers.make('sgd', schedule, momentum=momentum, nesterov=False, weight_decay=weight_decay)

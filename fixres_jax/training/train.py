@@ -67,7 +67,9 @@ def prepare(
     model: Model, how: Optimization, num_images: int, runtime: Runtime
 ) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
     """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
-    num_steps, tx, schedule = make_optimizer(how, num_images)
+    names = model.names() if how.layer_decay < 1 else ()
+    params = [name.removeprefix('params/') for name in names if name.startswith('params/')]
+    num_steps, tx, schedule = make_optimizer(how, num_images, params)
     _, frozen = trees.split(model.shapes()['params'], how.trainable)
     step_fn = make_train_step(
         model,
