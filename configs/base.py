@@ -24,6 +24,9 @@ def get_config() -> Config:
     c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
+    c.tracker = 'tensorboard'  # where numbers of training go besides metrics.jsonl: tensorboard, wandb, none
+    c.validate_every_epochs = 1.0  # of training: passes between two looks at held-out images; 0: none
+    c.validation_images = 2000  # of them, at most; they decide nothing
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
     c.compilation_cache = ''  # folder, in the workdir unless absolute or gs://, of compiled programs for later starts

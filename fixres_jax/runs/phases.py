@@ -44,7 +44,7 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         train_transforms(run),
         s.train,
         runtime=run.runtime,
-        writing=run.writing('train'),
+        writing=run.validated(run.writing('train'), run.start.model, run.train_resolution),
         seed=s.seed,
         title='train',
     )
@@ -192,7 +192,7 @@ def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: s
         transforms.make_finetune(resolution, augmentation=augmentation, **run.resizing),
         run.finetuning,
         runtime=run.runtime,
-        writing=run.writing(phase),
+        writing=run.validated(run.writing(phase), model, resolution),
         seed=run.settings.seed + 1,  # other batches than training saw
         title=phase,
     )

@@ -17,6 +17,7 @@ from fixres_jax.runs import provenance, settings
 from fixres_jax.runs.phases import PHASES
 from fixres_jax.runs.run import Run, open_run
 from fixres_jax.runs.workdir import check_restore_step, claim, hold
+from fixres_jax.training import metrics_log
 
 
 def run(config: Any, workdir: str | epath.Path) -> None:
@@ -33,6 +34,7 @@ def run(config: Any, workdir: str | epath.Path) -> None:
     """
     s = settings.read(config)
     settings.check_task(s)
+    metrics_log.check_tracker(s.tracker)
     workdir = files.reachable(workdir)
     check_restore_step(workdir, s.restore_step)
     _keep_compiled_programs(workdir, s.compilation_cache)

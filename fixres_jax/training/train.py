@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import processes, sharding
 from fixres_jax.machines.runtime import Runtime
-from fixres_jax.models import Mode, Model
+from fixres_jax.models import Mode, Model, Variables
 from fixres_jax.training import loop, metrics_log, state
 from fixres_jax.training.optimization import Optimization, describe, make_optimizer
 from fixres_jax.training.programs import Programs
@@ -36,6 +36,9 @@ class Writing:
       checkpoint_every_steps: steps between two checkpoints; 0 for one per pass over the images.
       keep_checkpoints: newest checkpoints kept.
       restore_step: checkpoint to go on from, instead of the last one; 0 for the last.
+      tracker: see `metrics_log.TRACKERS`.
+      validate: see `loop.Pace`.
+      validate_every_epochs: passes over the images between two of its calls.
     """
 
     directory: epath.Path
@@ -43,6 +46,9 @@ class Writing:
     checkpoint_every_steps: int
     keep_checkpoints: int
     restore_step: int
+    tracker: str = 'tensorboard'
+    validate: Callable[[Variables], dict[str, float] | None] | None = None
+    validate_every_epochs: float = 1.0
 
 
 def regroup(model: Model, how: Optimization, title: str) -> Model:
@@ -127,6 +133,9 @@ def run(
         checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
         schedule=schedule,
         resolutions=sizes,
+        tracker=writing.tracker,
+        validate=writing.validate,
+        validate_every_steps=max(1, how.steps(writing.validate_every_epochs, len(source))),
     )
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
