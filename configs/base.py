@@ -97,6 +97,15 @@ def get_config() -> Config:
     c.train.ratio = (3 / 4, 4 / 3)  # of RandomResizedCrop: range of width over height
     c.train.flip = True  # horizontally, half of the time
     c.train.jitter = 0.3  # of brightness, contrast and saturation
+    c.train.loss = 'cross_entropy'  # or bce: each class by itself is there or not
+    c.train.bce_threshold = -1.0  # of bce: a target above it becomes 1, any other 0; below 0: they stay as they are
+    c.train.mixing = ConfigDict()  # on the devices; the images of a BatchNorm group are mixed by one draw
+    c.train.mixing.mixup = 0.0  # alpha of its beta distribution; 0: no mixup
+    c.train.mixing.cutmix = 0.0  # likewise
+    c.train.mixing.probability = 1.0  # of a group being mixed
+    c.train.mixing.switch = 0.5  # probability of CutMix where both have an alpha
+    c.train.mixing.erasing = 0.0  # probability of an image losing a box
+    c.train.mixing.erasing_fill = 'zero'  # zero: the mean colour; noise
 
     c.test = ConfigDict()
     c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images

@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import optax
 
-from fixres_jax.core import sections
+from fixres_jax.core import losses, sections
 from fixres_jax.core.sections import Section
 from fixres_jax.data import pipeline, transforms
 from fixres_jax.machines.runtime import MAX_BATCH
-from fixres_jax.models import architecture
-from fixres_jax.training import optimizers, schedules
+from fixres_jax.models import Model, architecture
+from fixres_jax.training import mixing, optimizers, schedules
 
+Mix = Callable[[Any, Any], Any]  # (batch, key) -> batch, see `mixing.make`
 _REGEX = sections.Rule(sections.is_regex, 'a regular expression', '.*')
 _REGEX_OF_SOME = sections.Rule(
     lambda value: value and sections.is_regex(value), 'a regular expression, not empty', '.*'
@@ -118,6 +120,14 @@ class Optimization(Section):
             return bn_group_size
         return max(size for size in range(1, min(bn_group_size, part) + 1) if part % size == 0)
 
+    def objective(self) -> losses.Objective:
+        """Return what is minimized."""
+        return losses.Objective(label_smoothing=self.label_smoothing)
+
+    def mix(self, model: Model) -> Mix | None:
+        """Return what is done to each batch on the devices."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Training(Optimization):
@@ -132,6 +142,8 @@ class Training(Optimization):
         'scale': sections.low_high(0, 1, (0.08, 1.0)),
         'ratio': sections.low_high(0, math.inf, (0.75, 1.33)),
         'jitter': sections.least(0, 0.3),
+        'loss': sections.one_of(('cross_entropy', 'bce')),
+        'bce_threshold': sections.Rule(lambda v: v < 1, 'below 1', 0.2),
     }
 
     resolution: int
@@ -141,6 +153,18 @@ class Training(Optimization):
     ratio: tuple[float, ...]
     flip: bool
     jitter: float
+    loss: str
+    bce_threshold: float
+    mixing: mixing.Mixing
+
+    def objective(self) -> losses.Objective:
+        """Return what is minimized."""
+        return losses.Objective(self.loss, self.label_smoothing, self.bce_threshold)
+
+    def mix(self, model: Model) -> Mix | None:
+        """Return what is done to each batch on the devices: mixup, CutMix, random erasing."""
+        module = model.module
+        return mixing.make(self.mixing, module.mean, module.std, self.largest_group(module.bn_group_size))
 
 
 @dataclasses.dataclass(frozen=True)

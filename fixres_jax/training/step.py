@@ -27,7 +27,8 @@ def make_train_step(
     mesh: Mesh,
     layout: str = 'replicated',
     accumulate_steps: int = 1,
-    label_smoothing: float = 0.0,
+    objective: losses.Objective = losses.CROSS_ENTROPY,
+    mix: Callable[[Batch, jax.Array], Batch] | None = None,
 ) -> TrainStep:
     """Return the jitted step that trains the parameters `trainable` matches, under `mode`.
 
@@ -44,7 +45,8 @@ def make_train_step(
       layout: how the state lies on them, see `sharding.place`.
       accumulate_steps: parts of the batch that go through the network one after the other, for want of memory. The step
         is the same as in one part when a part holds whole BatchNorm groups.
-      label_smoothing: share of the target spread over all classes.
+      objective: what is minimized.
+      mix: what is done to each batch first, from `mixing.make`.
 
     Returns:
       step(state, batch, key) -> (state, {'loss', 'top1', 'gradient_norm': float32[]}). The state given is consumed.
@@ -57,13 +59,15 @@ def make_train_step(
         (logits, _), updates = model.apply(
             variables, batch['image'], mode, mutable=['batch_stats'], rngs={'dropout': key}
         )
-        loss = losses.cross_entropy(logits, batch['label'], label_smoothing).mean()
-        scalars = {'loss': loss, 'top1': losses.hits(logits, batch['label'], 1).mean()}
+        loss = objective(logits, batch).mean()
+        scalars = {'loss': loss, 'top1': losses.mixed_hits(logits, batch).mean()}
         return loss, (updates['batch_stats'], scalars)
 
     def step(old, batch, key):
         selected, frozen = trees.split(old.params, trainable)
         key = jax.random.fold_in(key, old.step)
+        if mix is not None:
+            batch = jax.lax.with_sharding_constraint(mix(batch, key), by_example)
         gradients, (batch_stats, scalars) = gradient_fn(selected, frozen, old.batch_stats, batch, key)
         updates, opt_state = tx.update(gradients, old.opt_state, selected)
         new = TrainState(

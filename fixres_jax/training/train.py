@@ -72,7 +72,8 @@ def prepare(
         mesh=runtime.mesh,
         layout=runtime.layout,
         accumulate_steps=how.accumulate_steps,
-        label_smoothing=how.label_smoothing,
+        objective=how.objective(),
+        mix=how.mix(model),
     )
     return num_steps, tx, schedule, step_fn
 
