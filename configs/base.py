@@ -96,9 +96,15 @@ def get_config() -> Config:
     c.train.scale = (0.08, 1.0)  # of RandomResizedCrop: range of the crop's area over the image's
     c.train.ratio = (3 / 4, 4 / 3)  # of RandomResizedCrop: range of width over height
     c.train.flip = True  # horizontally, half of the time
+    c.train.augment = ''  # trivial, randaugment-m9-n2 (torchvision's); rand-m7-mstd0.5-inc1 (timm's); augmix, 3augment
     c.train.jitter = 0.3  # of brightness, contrast and saturation
     c.train.loss = 'cross_entropy'  # or bce: each class by itself is there or not
     c.train.bce_threshold = -1.0  # of bce: a target above it becomes 1, any other 0; below 0: they stay as they are
+    c.train.ema = ConfigDict()  # moving average of the parameters; the sweep and what follows run on it
+    c.train.ema.decay = 0.0  # share of the old average; 0: no average
+    c.train.ema.warmup = False  # the decay rises from 0, as in timm
+    c.train.ema.start_epochs = 0.0  # until then the average is a copy
+    c.train.ema.every_steps = 1  # steps between two changes
     c.train.mixing = ConfigDict()  # on the devices; the images of a BatchNorm group are mixed by one draw
     c.train.mixing.mixup = 0.0  # alpha of its beta distribution; 0: no mixup
     c.train.mixing.cutmix = 0.0  # likewise

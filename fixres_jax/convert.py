@@ -2,22 +2,21 @@
 
 import argparse
 import contextlib
-import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from etils import epath
 
-from fixres_jax import __version__, models
 from fixres_jax.core import command, files
 from fixres_jax.core.errors import RunError, UsageError
-from fixres_jax.models import Architecture
-from fixres_jax.weights import lineages, network, releases, state_dicts, torch_weights
-from fixres_jax.weights.network import Network
+from fixres_jax.weights import imports, network, releases, state_dicts, torch_weights
+
+# Options that say what to remember with the weights.
+ABOUT = (
+    'mean', 'std', 'train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation', 'crop',
+)  # fmt: skip
 
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
@@ -25,63 +24,24 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     folder = files.reachable(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f'{out} is not an empty folder: choose another one.')
-    for text in (name, arguments.release, path):
-        releases.refuse_look_alike(text)
-    release = releases.find(arguments.release, path)
-    if release and release.architecture != name:
-        raise UsageError(f'{release.name} is a {release.architecture}, not a {name}.')
-    state_dict, metadata = state_dicts.load(path, ema=arguments.ema)
-    releases.refuse_look_alike(metadata.get('architecture', ''))
-    whole, state_dict = len(state_dict), lineages.to_timm(state_dict, name)
-    if release and release.background:
-        state_dict = lineages.without_background(state_dict, name)
-    in_file = torch_weights.options_of(state_dict, name)
-    num_classes = arguments.num_classes or in_file.get('num_classes')
-    if num_classes is None:
-        _refuse_part(state_dict, path, name)
-        raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
-    reset_head = arguments.reset_head or num_classes != in_file.get('num_classes')
-    width = arguments.width or in_file.get('width') or models.find(name).width
-    kept = _options(name, arguments.padding or (release.padding if release else ''))
-    model = models.create(name, num_classes, width=width, **kept)
-    variables = torch_weights.from_torch(state_dict, model, reset_head=reset_head)
-    usual = _usual(models.find(name))
-    given = {key: getattr(arguments, key) for key in usual if getattr(arguments, key) is not None}
-    metadata = usual | metadata | (release.metadata() if release else {}) | given
-    metadata.pop('trained_on', None)  # Nobody knows what happened to the weights outside.
-    if reset_head:
-        metadata.pop('class_names', None)
-    metadata |= {'version': __version__, 'architecture': name, 'width': width, 'num_classes': num_classes} | kept
-    metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
+    told_about = {field: getattr(arguments, field) for field in ABOUT if getattr(arguments, field) is not None}
+    loaded, notes = imports.read(
+        path,
+        name,
+        release=arguments.release,
+        ema=arguments.ema,
+        num_classes=arguments.num_classes,
+        reset_head=arguments.reset_head,
+        about=told_about,
+        **{option: value for option in ('width', 'padding') if (value := getattr(arguments, option))},
+    )
     try:
-        network.save(folder, Network(model, variables, metadata))
+        network.save(folder, loaded)
     except RunError:
         _remove(folder)  # half a network, which would be in the way of the next attempt
         raise
-    told = f'The classifier starts afresh with {num_classes} classes.\n' if reset_head else ''
-    if left := whole - len(state_dict):
-        told += f'{left} arrays of {lineages.TRAINING_ONLY[name]}* are left out: they serve training alone.\n'
-    return f'{told}{out} holds {path} as {name}:\n{json.dumps(metadata, indent=1)}'
-
-
-def _usual(architecture: Architecture) -> dict[str, Any]:
-    """Return what `fixres.json` says of weights of which nothing else is known: how most are trained and tested."""
-    return {
-        'mean': list(architecture.mean),
-        'std': list(architecture.std),
-        'train_resolution': architecture.train_resolution,
-        'test_resolution': None,
-        'resize_ratio': architecture.resize_ratio,
-        'resize': 'short',
-        'interpolation': architecture.interpolation,
-        'crop': 'torchvision',
-    }
-
-
-def _options(name: str, padding: str) -> dict[str, str]:
-    """Return the options that belong to the weights, which no shape tells: how the maps are padded."""
-    own = models.find(name).options.get('padding')
-    return {'padding': padding or own} if padding or own else {}
+    described = f'{out} holds {path} as {name}:\n{json.dumps(loaded.about, indent=1)}'
+    return '\n'.join((*notes, described))
 
 
 def _remove(folder: epath.Path) -> None:
@@ -94,23 +54,6 @@ def _remove(folder: epath.Path) -> None:
             return
 
 
-def _refuse_part(state_dict: Mapping[str, Any], path: str, name: str) -> None:
-    """Refuse a file in which the network stands beside other arrays."""
-    architecture = models.find(name)
-    classifier, stem = (
-        torch_weights.torch_name(f'params/{leaf}')
-        for leaf in (f'{architecture.classifier}/bias', f'{architecture.stem}/kernel')
-    )
-    for key in state_dict:
-        prefix, found, _ = key.rpartition(classifier)
-        if found and f'{prefix}{stem}' in state_dict:
-            others = [other for other in state_dict if not other.startswith(prefix)]
-            raise UsageError(
-                f'{path} holds a network under the prefix {prefix!r} and {len(others)} other arrays, such as '
-                f'{others[0]}: save the state_dict of that module alone.'
-            )
-
-
 def _export(run: str, out: str) -> str:
     """Write the network of a run as a torch file; return what to tell."""
     if '://' in out:
@@ -119,11 +62,6 @@ def _export(run: str, out: str) -> str:
     state_dict = torch_weights.to_torch(loaded.variables, loaded.model)
     state_dicts.save(out, state_dict, loaded.about)
     return f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
-
-
-def _sha256(path: str) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -128,15 +128,16 @@ def evaluate(
     points = {(name, size): network for size in test_transforms for name, network in networks.items()}
     points |= single
     total, unread = None, []
-    for _, _, batch in one_pass(source, test_transforms, feed):
+    last = -(-len(source) // feed.size(source)) - 1
+    for number, _, batch in one_pass(source, test_transforms, feed):
         outcomes = [
             make_eval_step(network.model, feed.mesh, present)(network.variables, batch['image'][size], batch['label'])
             for (_, size), network in points.items()
         ]
         unread.append(reduce(outcomes, batch['mask']))
-        if len(unread) > 1:  # The sums of a batch are read after the next one is dispatched.
+        # The sums of a batch are read after the next one is dispatched, those of the last one before its bar ends.
+        while len(unread) > (number < last):
             total = _add(total, unread.pop(0))
-    total = _add(total, unread.pop())
     assert total['count'] == len(source), (total['count'], len(source))
     return _summary(list(points), total)
 

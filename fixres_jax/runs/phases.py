@@ -19,7 +19,7 @@ from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
-from fixres_jax.report import environment, html, report
+from fixres_jax.report import environment, findings, html, markdown, plots, report
 from fixres_jax.runs.run import Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
@@ -59,6 +59,7 @@ def train_transform(run: Run) -> Transform:
         flip=how.flip,
         jitter=how.jitter,
         interpolation=how.interpolation,
+        augment=how.augment,
     )
 
 
@@ -215,9 +216,10 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
         networks, run.images.test, run.test_transforms(resolutions), run.feed('evaluate'), single, run.present
     )
     for point in result['points']:
+        network = f'adapted to {point["resolution"]}' if point['network'] == 'own' else point['network']
         log.info(
             '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
-            *(point[name] for name in ('network', 'resolution', 'top1', 'low', 'high', 'top5', 'count')),
+            *(network, *(point[name] for name in ('resolution', 'top1', 'low', 'high', 'top5', 'count'))),
         )
         if run.present is not None:
             log.info(
@@ -327,12 +329,16 @@ def report_phase(run: Run, results: Results) -> dict[str, Any]:
         value = report.build(
             results,
             train_resolution=run.train_resolution,
+            num_classes=run.start.model.num_classes,
             config=files.read_json(run.workdir / 'config.json'),
             environment=environment.describe(),
+            cost=studies.read(run.workdir, 'cost'),
         )
-        report.write(run.workdir, value)
+        plots.draw(run.workdir, value)
+        files.write(run.workdir / 'report.md', markdown.page(run.workdir, value))
         files.write(run.workdir / 'report.html', html.page(run.workdir, value))
-        log.info('\n%s', report.summary(value))
+        files.write_json(run.workdir / 'report.json', value)
+        log.info('\n%s', findings.summary(value))
         log.info('The report is in %s.', run.workdir / 'report.md')
     return {}
 

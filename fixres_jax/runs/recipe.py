@@ -9,9 +9,9 @@ from typing import Any
 import jax
 from etils import epath
 
-from fixres_jax.core import files
+from fixres_jax.core import files, progress
 from fixres_jax.core.progress import duration, log
-from fixres_jax.machines import processes
+from fixres_jax.machines import compilation, processes
 from fixres_jax.runs import provenance, settings
 from fixres_jax.runs.phases import PHASES
 from fixres_jax.runs.run import Run, open_run
@@ -59,7 +59,8 @@ def _run_phases(opened: Run) -> None:
             continue
         log.info('Phase %s begins.', phase)
         began = time.monotonic()
-        results[phase] = PHASES[phase](opened, results)
+        with progress.Activity(f'phase {phase}'), compilation.told():
+            results[phase] = PHASES[phase](opened, results)
         seconds = time.monotonic() - began + results[phase].pop('earlier_seconds', 0.0)
         results[phase]['seconds'] = seconds
         if processes.is_host0() and phase != 'report':

@@ -192,8 +192,8 @@ def _within(
     return {'test_resolution': max(fitting), 'milliseconds': times[max(fitting)]}
 
 
-def describe(advice: Advice) -> str:
-    """Return the advice as lines for people."""
+def describe(advice: Advice, model: str = 'the network') -> str:
+    """Return the advice as lines for people; `model` is what the network is called in them."""
     a, spread = advice, advice.apparent_size
     where = f'your {a.num_images} images' if a.num_images else 'square images'
     lines = [
@@ -210,7 +210,10 @@ def describe(advice: Advice) -> str:
     for test_size, train_size in a.train_resolution_for.items():
         lines.append(f'For testing at {test_size}: train at {train_size}, and adapt at {test_size}.')
     if a.costs:
-        lines.append('Work of a forward pass of one image (a training step takes about three times as much):')
+        lines.append(
+            f'Work of a forward pass of {model} on one image, at 2 operations per multiply-add (a training step takes '
+            'about three times as much):'
+        )
         lines += [
             f'  {row["resolution"]:4d} pixels: {row["gflops"]:8.2f} GFLOP, {row["relative"]:.2f} of that at '
             f'{a.train_resolution}'

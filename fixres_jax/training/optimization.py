@@ -8,11 +8,12 @@ from typing import Any
 import optax
 
 from fixres_jax.core import losses, sections
+from fixres_jax.core.errors import UsageError
 from fixres_jax.core.sections import Section
-from fixres_jax.data import pipeline, transforms
+from fixres_jax.data import augment, pipeline, transforms
 from fixres_jax.machines.runtime import MAX_BATCH
 from fixres_jax.models import Model, architecture
-from fixres_jax.training import mixing, optimizers, schedules
+from fixres_jax.training import averaging, mixing, optimizers, schedules
 
 Mix = Callable[[Any, Any], Any]  # (batch, key) -> batch, see `mixing.make`
 _REGEX = sections.Rule(sections.is_regex, 'a regular expression', '.*')
@@ -128,6 +129,10 @@ class Optimization(Section):
         """Return what is done to each batch on the devices."""
         return None
 
+    def average(self, num_images: int) -> averaging.Average | None:
+        """Return how the average of the parameters moves; None for none."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Training(Optimization):
@@ -152,10 +157,19 @@ class Training(Optimization):
     scale: tuple[float, ...]
     ratio: tuple[float, ...]
     flip: bool
+    augment: str
     jitter: float
     loss: str
     bce_threshold: float
     mixing: mixing.Mixing
+    ema: averaging.Averaging
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            augment.make(self.augment, self.interpolation)
+        except UsageError as error:
+            raise UsageError(f'train.augment: {error}') from None
 
     def objective(self) -> losses.Objective:
         """Return what is minimized."""
@@ -165,6 +179,13 @@ class Training(Optimization):
         """Return what is done to each batch on the devices: mixup, CutMix, random erasing."""
         module = model.module
         return mixing.make(self.mixing, module.mean, module.std, self.largest_group(module.bn_group_size))
+
+    def average(self, num_images: int) -> averaging.Average | None:
+        """Return how the average of the parameters moves; None for none."""
+        ema = self.ema
+        if not ema.decay:
+            return None
+        return averaging.Average(ema.decay, ema.warmup, self.steps(ema.start_epochs, num_images), ema.every_steps)
 
 
 @dataclasses.dataclass(frozen=True)

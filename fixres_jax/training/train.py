@@ -74,6 +74,7 @@ def prepare(
         accumulate_steps=how.accumulate_steps,
         objective=how.objective(),
         mix=how.mix(model),
+        average=how.average(num_images),
     )
     return num_steps, tx, schedule, step_fn
 
@@ -102,11 +103,13 @@ def run(
       title: what the progress bar says.
 
     Returns:
-      The trained network on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
+      The trained network on the devices, with the average of its parameters where that is kept (the checkpoints have
+      the parameters themselves, too), and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
     """
     sharding.check_batch_size(how.batch_size, runtime.mesh, f'{title}.batch_size', how.accumulate_steps)
     num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
-    blank = state.abstract(network.model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+    kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': how.average(len(source)) is not None}
+    blank = state.abstract(network.model, tx, how.trainable, **kept)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
     pace = loop.Pace(
         title=title,
@@ -142,9 +145,8 @@ def run(
                 tx,
                 how.trainable,
                 key=jax.random.key(seed),
-                mesh=runtime.mesh,
-                layout=runtime.layout,
                 variables=network.variables,
+                **kept,
             )
         write_metadata(writing.directory, dict(network.about))
         end = loop.fit(
@@ -157,7 +159,7 @@ def run(
             directory=writing.directory,
             checkpoints=checkpoints,
         )
-    return dataclasses.replace(network, variables=end.variables), {
+    return dataclasses.replace(network, variables=end.averaged), {
         'num_steps': num_steps,
         'images_seen': num_steps * how.batch_size,
         'earlier_seconds': metrics_log.seconds_until(writing.directory / 'metrics.jsonl', first),
