@@ -80,7 +80,9 @@ def prepare(
         mesh=runtime.mesh,
         layout=runtime.layout,
         accumulate_steps=how.accumulate_steps,
-        label_smoothing=how.label_smoothing,
+        objective=how.objective(),
+        mix=how.mix(model),
+        average=how.average(num_images),
     )
     return num_steps, tx, schedule, step_fn
 
@@ -118,11 +120,13 @@ def run(
       title: what the progress bar says.
 
     Returns:
-      The trained network on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
+      The trained network on the devices, with the average of its parameters where that is kept (the checkpoints have
+      the parameters themselves, too), and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
     """
     sharding.check_batch_size(how.batch_size, runtime.mesh, f'{title}.batch_size', how.accumulate_steps)
     num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
-    blank = state.abstract(network.model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+    kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': how.average(len(source)) is not None}
+    blank = state.abstract(network.model, tx, how.trainable, **kept)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
     stages, sizes = _stages(transform, num_steps)
     pace = loop.Pace(
@@ -165,9 +169,8 @@ def run(
                 tx,
                 how.trainable,
                 key=jax.random.key(seed),
-                mesh=runtime.mesh,
-                layout=runtime.layout,
                 variables=network.variables,
+                **kept,
             )
         write_metadata(writing.directory, dict(network.about))
         if sizes:
@@ -185,7 +188,7 @@ def run(
             directory=writing.directory,
             checkpoints=checkpoints,
         )
-    return dataclasses.replace(network, variables=end.variables), {
+    return dataclasses.replace(network, variables=end.averaged), {
         'num_steps': num_steps,
         'images_seen': num_steps * how.batch_size,
         'earlier_seconds': metrics_log.seconds_until(writing.directory / 'metrics.jsonl', first),
