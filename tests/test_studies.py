@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from defaults import optimization
 from fixres_jax import models, studies
 from fixres_jax.adaptation import adapt
 from fixres_jax.core.files import write_arrays, write_json
@@ -18,12 +19,11 @@ from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.studies import ablation, sizes
 from fixres_jax.studies.study import Pair, Subject
-from fixres_jax.training.optimization import Optimization
 from fixres_jax.training.train import Writing
 from fixres_jax.weights.network import Network
 
 LAYER = 'layer4/1/bn2'
-SGD = Optimization(
+SGD = optimization(
     epochs=1.0, batch_size=16, accumulate_steps=1, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0,
     warmup_epochs=0.0, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, trainable='fc/.*', batch_norm=LAYER,
     repeats=1,
