@@ -96,6 +96,31 @@ def _stages(
     return stages, {step: one.resolution for step, one in stages.items()} if len(stages) > 1 else {}
 
 
+def _pace(
+    title: str,
+    num_steps: int,
+    schedule: optax.Schedule,
+    sizes: Mapping[int, int],
+    *,
+    how: Optimization,
+    num_images: int,
+    writing: Writing,
+) -> loop.Pace:
+    """Return the length and the intervals of a phase in steps."""
+    return loop.Pace(
+        title=title,
+        num_steps=num_steps,
+        batch_size=how.batch_size,
+        log_every_steps=writing.log_every_steps,
+        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, num_images)),
+        schedule=schedule,
+        resolutions=sizes,
+        tracker=writing.tracker,
+        validate=writing.validate,
+        validate_every_steps=max(1, how.steps(writing.validate_every_epochs, num_images)),
+    )
+
+
 def run(
     network: Network,
     source: Source,
@@ -129,18 +154,7 @@ def run(
     blank = state.abstract(network.model, tx, how.trainable, **kept)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
     stages, sizes = _stages(transform, num_steps)
-    pace = loop.Pace(
-        title=title,
-        num_steps=num_steps,
-        batch_size=how.batch_size,
-        log_every_steps=writing.log_every_steps,
-        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
-        schedule=schedule,
-        resolutions=sizes,
-        tracker=writing.tracker,
-        validate=writing.validate,
-        validate_every_steps=max(1, how.steps(writing.validate_every_epochs, len(source))),
-    )
+    pace = _pace(title, num_steps, schedule, sizes, how=how, num_images=len(source), writing=writing)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
         goes_on = bool(processes.from_host0(checkpoints.steps))
