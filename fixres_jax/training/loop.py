@@ -138,6 +138,8 @@ def fit(
                     )
                 if save:
                     reader.flush(step)
+                    if writer:
+                        writer.save()
                     checkpoints.save(step, state.items)
                     saved = step
                 if stop:

@@ -13,7 +13,8 @@ from fixres_jax.core import files
 class MetricsLog:
     """Keep a run's numbers: `metrics.jsonl` for programs and TensorBoard event files for those who watch.
 
-    A run that goes on from step n drops the lines after n first, so each step stands in the file once.
+    A run that goes on from step n drops the lines after n first, so each step stands in the file once. A file in a
+    bucket cannot be added to and is written whole, by `save`.
     """
 
     def __init__(self, directory: epath.Path, start_step: int):
@@ -21,22 +22,34 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / 'metrics.jsonl'
         kept = [line for line in read_metrics(self._path) if line['step'] <= start_step]
-        files.write(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
-        self._file = self._path.open('a')
+        self._lines = [json.dumps(line) + '\n' for line in kept]
+        files.write(self._path, ''.join(self._lines))
+        self._file = None if '://' in str(directory) else self._path.open('a')
         # The loop waits neither for TensorBoard's import, which the first line starts, nor for its files.
         self._background = futures.ThreadPoolExecutor(1)
         self._board = functools.cache(lambda: _open_board(directory / 'tensorboard', start_step + 1))
 
     def write(self, step: int, **values: float) -> None:
-        """Add one line; it is in the file when this returns."""
-        self._file.write(json.dumps({'step': step, **values}) + '\n')
-        self._file.flush()
+        """Add one line; it is in a file on disk when this returns."""
+        line = json.dumps({'step': step, **values}) + '\n'
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._lines.append(line)
         for name, value in values.items():
             self._background.submit(lambda *point: self._board().add_scalar(*point), name, value, step)
 
+    def save(self) -> None:
+        """Have all lines in the file; call before a checkpoint, as a run that goes on from it needs those before it."""
+        if not self._file:
+            files.write(self._path, ''.join(self._lines))
+
     def close(self) -> None:
         """Finish both files."""
-        self._file.close()
+        self.save()
+        if self._file:
+            self._file.close()
         self._background.submit(lambda: self._board().close()).result()
         self._background.shutdown()
 
