@@ -22,7 +22,7 @@ ROOMS = [
     ['report'],
     ['runs'],
 ]
-COMMANDS = {'main', 'advise', 'convert', 'dryrun', 'extract', 'prepare'}  # thin, above all rooms
+COMMANDS = {'main', 'advise', 'convert', 'dryrun', 'extract', 'prepare', 'recalibrate'}  # thin, above all rooms
 DATA_MAY_IMPORT = {
     'numba',
     'numpy',

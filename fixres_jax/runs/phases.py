@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from fixres_jax import studies
-from fixres_jax.adaptation import adapt
+from fixres_jax.adaptation import adapt, recalibration, statistics
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
@@ -21,7 +21,7 @@ from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, findings, html, markdown, plots, report
-from fixres_jax.runs.run import Run
+from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
 from fixres_jax.training import train
@@ -38,7 +38,7 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         network.save(run.workdir / 'train', run.start)
         run.networks['train'] = run.start.placed(run.runtime)
         return {'num_steps': 0, 'images_seen': 0, 'images': 0}
-    run.networks['train'], info = train.run(
+    result, info = train.run(
         run.start,
         run.images.train,
         train_transforms(run),
@@ -48,7 +48,34 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         seed=s.seed,
         title='train',
     )
+    if run.averages:
+        info |= _keep_average(run, result)
+    else:
+        run.networks['train'] = result
     return info | {'images': len(run.images.train)}
+
+
+def _keep_average(run: Run, result: Network) -> dict[str, Any]:
+    """Write the averaged network into a folder of its own, with the statistics that its BatchNorm layers would have.
+
+    They are measured on training images as training saw them: the parameters of no step have made the average.
+    """
+    s = run.settings
+    sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
+    how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
+    last = train_transforms(run)[max(s.train.sizes)]  # where the sizes grow, the largest
+    result = recalibration.recalibrate(result, sampled, last, run.feed('ema'), **how)
+    _save(run, AVERAGED, result)
+    return {'averaged': True, 'statistics_images': len(sampled)}
+
+
+def _save(run: Run, phase: str, result: Network) -> None:
+    """Write a network into its folder, in place of what a run that was stopped has left there."""
+    directory = run.workdir / phase
+    if processes.is_host0() and directory.exists():
+        directory.rmtree()
+    network.save(directory, result)
+    run.networks[phase] = result
 
 
 def train_transforms(run: Run) -> dict[float, Transform]:
@@ -77,7 +104,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
         result = _adapted_sweep(run)
     else:
         held_out = run.test_transforms(run.resolutions)
-        networks = {'before': run.network('train')}
+        networks = {'before': run.trained}
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
     chosen = choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
@@ -89,7 +116,7 @@ def _adapted_sweep(run: Run) -> dict[str, Any]:
     """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
     source = _compared(run)
     adapted = adapt.adapt(
-        run.network('train'),
+        run.trained,
         dataclasses.replace(run.images, train=source),
         run.test_transforms(run.resolutions),
         dataclasses.replace(run.adaptation, copies=0),
@@ -141,7 +168,7 @@ def _test_resolution(run: Run, results: Results) -> int | Resolution:
 
 def _trained(run: Run, results: Results) -> Network:
     """Return the network to adapt: the one that this run has trained, or the given one."""
-    return run.network('train') if 'train' in results else run.start.placed(run.runtime)
+    return run.trained if 'train' in results else run.start.placed(run.runtime)
 
 
 def adapt_phase(run: Run, results: Results) -> dict[str, Any]:
@@ -174,11 +201,7 @@ def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str)
     )
     result, record = adapted[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
-    directory = run.workdir / phase
-    if processes.is_host0() and directory.exists():  # of a run that was stopped before it wrote adapt.json
-        directory.rmtree()
-    network.save(directory, result)
-    run.networks[phase] = result
+    _save(run, phase, result)
     return record | {'test_resolution': resolution}
 
 
@@ -207,12 +230,14 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     """Evaluate on the test split: the recipe's networks, or the one that was given."""
     single, resolutions = {}, run.resolutions
     if 'train' in results:
-        networks = {'before': run.network('train'), 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
+        networks = {'before': run.trained, 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
         chosen = _test_resolution(run, results)
         swept = _adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
             single[CONTROL, run.train_resolution] = run.network(CONTROL)
+        if run.averages:
+            single['not averaged', run.train_resolution] = run.network('train')
         resolutions = tuple(sorted({*resolutions, run.train_resolution, chosen}))
     else:
         networks = {'given': run.start.placed(run.runtime)}
@@ -312,7 +337,8 @@ def pair_of(run: Run, workdir: epath.Path) -> Pair:
     if len(found) < 2 or found[0] != 'train':
         raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
     other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
-    before, after = other.network('train'), other.network(found[1])
+    averaged = (workdir / AVERAGED / 'fixres.json').exists()
+    before, after = other.network(AVERAGED if averaged else 'train'), other.network(found[1])
     resolution = Resolution.parse(after.about['test_resolution'])
     return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
 
