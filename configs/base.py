@@ -3,7 +3,7 @@
 Not a run by itself: data.source is empty.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 class Config(ConfigDict):
@@ -29,7 +29,7 @@ def get_config() -> Config:
     c.validation_images = 2000  # of them, at most; they decide nothing
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
-    c.compilation_cache = ''  # folder, in the workdir unless absolute, that keeps compiled programs for later starts
+    c.compilation_cache = ''  # folder, in the workdir unless absolute or gs://, of compiled programs for later starts
     c.restore_step = 0  # checkpoint to go on from, deleting those after it; 0: the last. For one start only
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
@@ -67,6 +67,7 @@ def get_config() -> Config:
 
     c.train = ConfigDict()
     c.train.resolution = 224  # pixels of the square crop
+    c.train.progressive = ()  # smaller sizes first: ((0.5, 160), (0.75, 192)) is 160 for half of the steps, then 192
     c.train.epochs = 240.0  # passes over the training images; 0: init_from is trained already
     c.train.batch_size = 512  # global
     c.train.accumulate_steps = 1  # parts of the batch computed one after the other; saves memory
@@ -101,10 +102,25 @@ def get_config() -> Config:
     c.train.flip = True  # horizontally, half of the time
     c.train.augment = ''  # trivial, randaugment-m9-n2 (torchvision's); rand-m7-mstd0.5-inc1 (timm's); augmix, 3augment
     c.train.jitter = 0.3  # of brightness, contrast and saturation
+    c.train.loss = 'cross_entropy'  # or bce: each class by itself is there or not
+    c.train.bce_threshold = -1.0  # of bce: a target above it becomes 1, any other 0; below 0: they stay as they are
+    c.train.ema = ConfigDict()  # moving average of the parameters; the sweep and what follows run on it
+    c.train.ema.decay = 0.0  # share of the old average; 0: no average
+    c.train.ema.warmup = False  # the decay rises from 0, as in timm
+    c.train.ema.start_epochs = 0.0  # until then the average is a copy
+    c.train.ema.every_steps = 1  # steps between two changes
+    c.train.mixing = ConfigDict()  # on the devices; the images of a BatchNorm group are mixed by one draw
+    c.train.mixing.mixup = 0.0  # alpha of its beta distribution; 0: no mixup
+    c.train.mixing.cutmix = 0.0  # likewise
+    c.train.mixing.probability = 1.0  # of a group being mixed
+    c.train.mixing.switch = 0.5  # probability of CutMix where both have an alpha
+    c.train.mixing.erasing = 0.0  # probability of an image losing a box
+    c.train.mixing.erasing_fill = 'zero'  # zero: the mean colour; noise
 
     c.test = ConfigDict()
-    c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images
-    c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
+    # Test resolutions: pixels of a square, or height and width: (352, 640) or '352x640'.
+    c.test.resolution = FieldReference(0, field_type=object)  # to adapt and report at; 0: chosen on the held-out images
+    c.test.resolutions = ()  # of the sweep and the curve; (): 0.75 to 2 times the training resolution
     c.test.resize = ''  # short: the shorter side; height: as FixRes weights were scored; '': as init_from, or short
     c.test.interpolation = ''  # bilinear, bicubic; '': that of init_from, or bilinear
     c.test.crop = True  # False: the whole image, padded to a square

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fixres_jax.core import losses, sections
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.core.sections import Section
 from fixres_jax.data import transforms
 from fixres_jax.data.sources import Source
@@ -37,8 +38,8 @@ class Evaluation(Section):
         'batch_size': sections.between(1, MAX_BATCH, 256),
     }
 
-    resolution: int
-    resolutions: tuple[int, ...]
+    resolution: Resolution
+    resolutions: tuple[Resolution, ...]
     resize: str
     interpolation: str
     crop: bool

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from fixres_jax.core import figures
 from fixres_jax.core.figures import AFTER, BEFORE, CHANCE, INK, OWN, Figure, legend_below, new_figure, strokes
+from fixres_jax.core.resolution import side
 from fixres_jax.report import findings
 from fixres_jax.studies import cost
 from fixres_jax.training.metrics_log import read_metrics
@@ -87,14 +87,12 @@ def accuracy(curve: Sequence[Row], against: Against, labels: dict[str, str], mar
         rows = [row for row in curve if f'top1_{name}' in row]
         if rows:
             colour, marker, line, size = looks[name]
-            at, top1, low, high = (
-                np.array([row[key] for row in rows])
-                for key in (against.key, *(f'{part}_{name}' for part in ('top1', 'low', 'high')))
-            )
+            at = [side(row[against.key]) for row in rows]
+            top1, low, high = ([row[f'{part}_{name}'] for row in rows] for part in ('top1', 'low', 'high'))
             style = {'marker': marker, 'markersize': size, 'linestyle': line, 'linewidth': widths[name]}
             axes.plot(at, top1, color=colour, label=label, **style)
             axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
-    at_resolution = {row['resolution']: row[against.key] for row in curve}
+    at_resolution = {row['resolution']: side(row[against.key]) for row in curve}
     for name, line, label in (('train', ':', 'trained at'), ('test', '--', 'tested at')):
         if marks[name] in at_resolution:
             at = at_resolution[marks[name]]
@@ -103,12 +101,12 @@ def accuracy(curve: Sequence[Row], against: Against, labels: dict[str, str], mar
     axes.set_ylabel('top-1 (%)')
     if against.ticks:
         x = [row[against.key] for row in curve]
-        axes.set_xticks(x, [str(value) for value in x])
+        axes.set_xticks([side(value) for value in x], [str(value) for value in x])
     else:
         for row in curve:
             top = max(value for key, value in row.items() if key.startswith('top1_'))
             where = {'xytext': (0, 7), 'textcoords': 'offset points', 'ha': 'center', 'fontsize': 8}
-            axes.annotate(row['resolution'], (row[against.key], top), **where)
+            axes.annotate(row['resolution'], (side(row[against.key]), top), **where)
         axes.margins(y=0.1)
     axes.grid(alpha=0.3)
     legend_below(figure)
@@ -116,7 +114,7 @@ def accuracy(curve: Sequence[Row], against: Against, labels: dict[str, str], mar
 
 
 def training_curves(phases: dict[str, Sequence[dict[str, float]]]) -> Figure:
-    """Draw loss and top-1 of training batches against the step, of each phase.
+    """Draw loss and top-1 of training batches, and of held-out images where they were looked at, for each phase.
 
     Args:
       phases: phase -> lines of its `metrics.jsonl`.
@@ -126,13 +124,16 @@ def training_curves(phases: dict[str, Sequence[dict[str, float]]]) -> Figure:
     rows = iter(figure.subplots(2 * max(1, len(phases)), 1, squeeze=False)[:, 0])
     for name, lines in phases.items():
         steps = [line['step'] for line in lines]
-        for values, label in (
-            ([line['loss'] for line in lines], 'cross entropy (nats)'),
-            ([100 * line['top1'] for line in lines], 'top-1 of batches (%)'),
-        ):
+        for key, scale, label in (('loss', 1, 'cross entropy (nats)'), ('top1', 100, 'top-1 (%)')):
             axes = next(rows)
-            axes.plot(steps, values, color=BEFORE)
+            axes.plot(steps, [scale * line[key] for line in lines], color=BEFORE, label='training batches')
+            seen = [
+                (line['step'], scale * line[held_out]) for line in lines if (held_out := f'validation_{key}') in line
+            ]
+            if seen:
+                axes.plot(*zip(*seen, strict=True), 's--', color=AFTER, markersize=4, label='held-out images')
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         axes.set_xlabel(f'step of {name}')
+    legend_below(figure)
     return figure

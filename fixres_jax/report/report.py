@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fixres_jax.core.resolution import side
 from fixres_jax.evaluation import intervals
 from fixres_jax.evaluation.evaluate import compare, find_point
 
@@ -11,6 +12,7 @@ DIFFERENCES = {
     'adapted_minus_larger': ('adapted', 'larger'),
     'adapted_minus_train_resolution': ('adapted', 'train_resolution'),
     'control_minus_train_resolution': ('adapted_at_train_resolution', 'train_resolution'),
+    'averaged_minus_not_averaged': ('train_resolution', 'not_averaged'),
     'adapted_minus_control': ('adapted', 'adapted_at_train_resolution'),
 }
 
@@ -52,6 +54,8 @@ def build(
         # Where the training size was kept, the adapted network is its own control.
         control = 'control' if chosen != train_resolution else 'after'
         points['adapted_at_train_resolution'] = (control, train_resolution)
+    if ('not averaged', train_resolution) in {(point['network'], point['resolution']) for point in test['points']}:
+        points['not_averaged'] = ('not averaged', train_resolution)
     differences = {}
     for name, (first, second) in DIFFERENCES.items():
         if first in points and second in points:
@@ -97,7 +101,8 @@ def _images_seen(result: dict[str, Any]) -> int:
 
 def _curve(test: dict[str, Any], cost: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
     """Return a row for each resolution: the accuracies of every network tested there, and what it costs."""
-    rows = {resolution: {'resolution': resolution} for resolution in sorted({p['resolution'] for p in test['points']})}
+    tested = sorted({point['resolution'] for point in test['points']}, key=side)
+    rows = {resolution: {'resolution': resolution} for resolution in tested}
     for point in test['points']:
         row = rows[point['resolution']]
         row |= {f'{name}_{point["network"]}': point[name] for name in ('top1', 'low', 'high')}

@@ -9,10 +9,11 @@ import numpy as np
 from etils import epath
 
 from fixres_jax import studies
-from fixres_jax.adaptation import adapt
+from fixres_jax.adaptation import adapt, recalibration, statistics
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.data.sources import Source
@@ -20,7 +21,7 @@ from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, findings, html, markdown, plots, report
-from fixres_jax.runs.run import Run
+from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
 from fixres_jax.training import train
@@ -37,47 +38,77 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         network.save(run.workdir / 'train', run.start)
         run.networks['train'] = run.start.placed(run.runtime)
         return {'num_steps': 0, 'images_seen': 0, 'images': 0}
-    run.networks['train'], info = train.run(
+    result, info = train.run(
         run.start,
         run.images.train,
-        train_transform(run),
+        train_transforms(run),
         s.train,
         runtime=run.runtime,
         writing=run.validated(run.writing('train'), run.start.model, run.train_resolution),
         seed=s.seed,
         title='train',
     )
+    if run.averages:
+        info |= _keep_average(run, result)
+    else:
+        run.networks['train'] = result
     return info | {'images': len(run.images.train)}
 
 
-def train_transform(run: Run) -> Transform:
-    """Return the transform of training images."""
+def _keep_average(run: Run, result: Network) -> dict[str, Any]:
+    """Write the averaged network into a folder of its own, with the statistics that its BatchNorm layers would have.
+
+    They are measured on training images as training saw them: the parameters of no step have made the average.
+    """
+    s = run.settings
+    sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
+    how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
+    last = train_transforms(run)[max(s.train.sizes)]  # where the sizes grow, the largest
+    result = recalibration.recalibrate(result, sampled, last, run.feed('ema'), **how)
+    _save(run, AVERAGED, result)
+    return {'averaged': True, 'statistics_images': len(sampled)}
+
+
+def _save(run: Run, phase: str, result: Network) -> None:
+    """Write a network into its folder, in place of what a run that was stopped has left there."""
+    directory = run.workdir / phase
+    if processes.is_host0() and directory.exists():
+        directory.rmtree()
+    network.save(directory, result)
+    run.networks[phase] = result
+
+
+def train_transforms(run: Run) -> dict[float, Transform]:
+    """Return share of the steps -> the transform of training images from there on."""
     how = run.settings.train
-    return transforms.make_train(
-        run.train_resolution,
-        TrainCrop(how.crop, how.scale, how.ratio),
-        flip=how.flip,
-        jitter=how.jitter,
-        interpolation=how.interpolation,
-        augment=how.augment,
-    )
+    return {
+        share: transforms.make_train(
+            size,
+            TrainCrop(how.crop, how.scale, how.ratio),
+            flip=how.flip,
+            jitter=how.jitter,
+            interpolation=how.interpolation,
+            augment=how.augment,
+        )
+        for share, size in how.sizes.items()
+    }
 
 
 def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
     """Choose the test resolution on images held out from training, or take the one given."""
     given = run.settings.test.resolution
     if given:
-        log.info('Test resolution %d: given by the config.', given)
+        log.info('Test resolution %s: given by the config.', given)
         return {'test_resolution': given, 'chosen_on': 'given'}
     if run.settings.adaptation == 'one_pass':
         result = _adapted_sweep(run)
     else:
         held_out = run.test_transforms(run.resolutions)
-        networks = {'before': run.network('train')}
+        networks = {'before': run.trained}
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
     chosen = choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
-    log.info('Test resolution %d: the best on %d %s.', chosen, result['count'], where)
+    log.info('Test resolution %s: the best on %d %s.', chosen, result['count'], where)
     return result | {'test_resolution': chosen, 'chosen_on': where}
 
 
@@ -85,7 +116,7 @@ def _adapted_sweep(run: Run) -> dict[str, Any]:
     """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
     source = _compared(run)
     adapted = adapt.adapt(
-        run.network('train'),
+        run.trained,
         dataclasses.replace(run.images, train=source),
         run.test_transforms(run.resolutions),
         dataclasses.replace(run.adaptation, copies=0),
@@ -112,7 +143,7 @@ def _compared(run: Run) -> Source:
     return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
 
 
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
+def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
     """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
 
     After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
@@ -122,22 +153,22 @@ def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
     return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
 
 
-def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int, Network]:
+def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int | Resolution, Network]:
     """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
-    leaves: dict[int, dict[str, Any]] = {}
+    leaves: dict[int | Resolution, dict[str, Any]] = {}
     for name, leaf in files.read_arrays(workdir / 'sweep.npz').items():
         resolution, _, name = name.partition('/')
-        leaves.setdefault(int(resolution), {})[name] = run.runtime.place(leaf)
+        leaves.setdefault(Resolution.parse(resolution), {})[name] = run.runtime.place(leaf)
     return {resolution: before.replaced(new) for resolution, new in leaves.items()}
 
 
-def _test_resolution(run: Run, results: Results) -> int:
-    return run.settings.test.resolution or results['sweep']['test_resolution']
+def _test_resolution(run: Run, results: Results) -> int | Resolution:
+    return run.settings.test.resolution or Resolution.parse(results['sweep']['test_resolution'])
 
 
 def _trained(run: Run, results: Results) -> Network:
     """Return the network to adapt: the one that this run has trained, or the given one."""
-    return run.network('train') if 'train' in results else run.start.placed(run.runtime)
+    return run.trained if 'train' in results else run.start.placed(run.runtime)
 
 
 def adapt_phase(run: Run, results: Results) -> dict[str, Any]:
@@ -157,7 +188,7 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
     return WAYS[run.settings.adaptation](run, results, run.train_resolution, CONTROL)
 
 
-def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
+def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
     adapted = adapt.adapt(
         _trained(run, results),
         run.images,
@@ -170,15 +201,11 @@ def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str,
     )
     result, record = adapted[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
-    directory = run.workdir / phase
-    if processes.is_host0() and directory.exists():  # of a run that was stopped before it wrote adapt.json
-        directory.rmtree()
-    network.save(directory, result)
-    run.networks[phase] = result
+    _save(run, phase, result)
     return record | {'test_resolution': resolution}
 
 
-def _finetune(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
+def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
     start = _trained(run, results)
     model = train.regroup(start.model, run.finetuning, 'finetune')
     augmentation = run.finetuning.augmentation
@@ -203,12 +230,14 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     """Evaluate on the test split: the recipe's networks, or the one that was given."""
     single, resolutions = {}, run.resolutions
     if 'train' in results:
-        networks = {'before': run.network('train'), 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
-        chosen = results['sweep']['test_resolution']
+        networks = {'before': run.trained, 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
+        chosen = _test_resolution(run, results)
         swept = _adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
             single[CONTROL, run.train_resolution] = run.network(CONTROL)
+        if run.averages:
+            single['not averaged', run.train_resolution] = run.network('train')
         resolutions = tuple(sorted({*resolutions, run.train_resolution, chosen}))
     else:
         networks = {'given': run.start.placed(run.runtime)}
@@ -218,7 +247,7 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     for point in result['points']:
         network = f'adapted to {point["resolution"]}' if point['network'] == 'own' else point['network']
         log.info(
-            '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
+            '%s at %s: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
             *(network, *(point[name] for name in ('resolution', 'top1', 'low', 'high', 'top5', 'count'))),
         )
         if run.present is not None:
@@ -235,11 +264,11 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
 def extract_phase(run: Run, results: Results) -> dict[str, Any]:
     """Write labels, softmax, embeddings and names of a split in its order."""
     how, resolution = run.settings.extract, run.settings.test.resolution
-    resolution = resolution or run.given.get('test_resolution') or run.train_resolution
+    resolution = Resolution.parse(resolution or run.given.get('test_resolution') or run.train_resolution)
     splits = {name: source for name, source in vars(run.images).items() if source is not None}
     if how.split not in splits:
         raise UsageError(f'extract.split={how.split!r} is not one of {", ".join(splits)}.')
-    log.info('Extraction of the %s images at %d.', how.split, resolution)
+    log.info('Extraction of the %s images at %s.', how.split, resolution)
     result = outputs.extract(
         run.start.placed(run.runtime),
         splits[how.split],
@@ -308,15 +337,17 @@ def pair_of(run: Run, workdir: epath.Path) -> Pair:
     if len(found) < 2 or found[0] != 'train':
         raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
     other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
-    before, after = other.network('train'), other.network(found[1])
-    return Pair(before, after, after.about['test_resolution'], _adapted_in_sweep(run, workdir, before))
+    averaged = (workdir / AVERAGED / 'fixres.json').exists()
+    before, after = other.network(AVERAGED if averaged else 'train'), other.network(found[1])
+    resolution = Resolution.parse(after.about['test_resolution'])
+    return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
 
 
 def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return workdir -> its report.json."""
     reports = {}
     for run in runs:
-        path = epath.Path(run) / 'report.json'
+        path = files.reachable(run) / 'report.json'
         if not path.exists():
             raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
         reports[run] = json.loads(path.read_text())

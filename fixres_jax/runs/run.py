@@ -10,6 +10,7 @@ from fixres_jax import models
 from fixres_jax.adaptation.adapt import Adaptation
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.sources import Splits
 from fixres_jax.data.transforms import Transform
@@ -25,6 +26,8 @@ from fixres_jax.training.optimization import Finetuning
 from fixres_jax.training.train import Writing
 from fixres_jax.weights import network
 from fixres_jax.weights.network import Network
+
+AVERAGED = 'ema'  # folder of the averaged network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +66,12 @@ class Run:
         return self.start.about['train_resolution']
 
     @property
-    def resolutions(self) -> tuple[int, ...]:
+    def resolutions(self) -> tuple[int | Resolution, ...]:
         """Test resolutions of the sweep and the curve, pixels."""
         least = self.start.model.architecture.min_resolution
+        adapted_at = self.given.get('test_resolution')
         return self.settings.test.resolutions or default_resolutions(
-            self.train_resolution, self.given.get('test_resolution'), least
+            self.train_resolution, Resolution.parse(adapted_at) if adapted_at else None, least
         )
 
     @property
@@ -75,11 +79,21 @@ class Run:
         """How test images are resized: arguments of `transforms.make_test`."""
         return {name: self.start.about[name] for name in ('resize_ratio', 'resize', 'interpolation')}
 
+    @property
+    def averages(self) -> bool:
+        """Whether training keeps an average of the parameters."""
+        return self.settings.trains and self.settings.train.ema.decay > 0
+
+    @property
+    def trained(self) -> Network:
+        """The network that training has left: the averaged one, where there is one."""
+        return self.network(AVERAGED if self.averages else 'train')
+
     def feed(self, title: str) -> Feed:
         """Say how images pass in evaluations and adaptations."""
         return Feed(self.runtime, self.settings.test.batch_size, title)
 
-    def test_transforms(self, resolutions: Iterable[int]) -> dict[int, Transform]:
+    def test_transforms(self, resolutions: Iterable[int | Resolution]) -> dict[int | Resolution, Transform]:
         """Return resolution -> the test transform."""
         return {size: transforms.make_test(size, crop=self.settings.test.crop, **self.resizing) for size in resolutions}
 
@@ -187,7 +201,9 @@ def _check_adaptation(run: Run) -> None:
         )
 
 
-def default_resolutions(train_resolution: int, adapted_at: int | None, least: int) -> tuple[int, ...]:
+def default_resolutions(
+    train_resolution: int, adapted_at: int | Resolution | None, least: int
+) -> tuple[int | Resolution, ...]:
     """Return multiples of 16 from 0.75 to 2 times the training resolution, that itself and that of an adaptation."""
     ratios = (0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 1.75, 2.0)
     sizes = {max(least, 16 * round(ratio * train_resolution / 16)) for ratio in ratios}

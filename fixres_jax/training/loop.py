@@ -34,6 +34,7 @@ class Pace:
       schedule: the learning rate, for the log.
       log_every_steps: steps averaged into one line of the log.
       checkpoint_every_steps: steps between two checkpoints; the last step always has one.
+      resolutions: first step -> pixels of the images from there on, for the log; {} where all are of one size.
       tracker: where the numbers go besides `metrics.jsonl`, see `metrics_log.TRACKERS`.
       validate: (variables) -> numbers of held-out images for the log, {'validation_top1', 'validation_loss'}, or None
         when it was told to stop.
@@ -46,9 +47,14 @@ class Pace:
     schedule: optax.Schedule
     log_every_steps: int
     checkpoint_every_steps: int
+    resolutions: Mapping[int, int] = dataclasses.field(default_factory=dict)
     tracker: str = 'tensorboard'
     validate: Callable[[Variables], dict[str, float] | None] | None = None
     validate_every_steps: int = 1
+
+    def resolution(self, step: int) -> int | None:
+        """Return the pixels of a step's images, where they change on the way."""
+        return max(((first, size) for first, size in self.resolutions.items() if first <= step), default=(0, None))[1]
 
 
 def _saves(step: int, pace: Pace) -> bool:
@@ -82,7 +88,9 @@ class _Reader:
             self._window.append(jax.device_get(scalars))
             if not all(math.isfinite(value) for value in self._window[-1].values()):
                 return step
-            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}{self._validation}')
+            size = self._pace.resolution(step - 1)
+            at = f' at {size}' if size else ''
+            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}{at}{self._validation}')
             if step % self._pace.log_every_steps == 0 and (leave or self._unread):
                 self.flush(step)
         return None
@@ -102,6 +110,8 @@ class _Reader:
         """Write the means of the steps since the last line, and what else was found."""
         if self._writer and self._window:
             means = {name: float(np.mean([values[name] for values in self._window])) for name in self._window[0]}
+            if size := self._pace.resolution(step - 1):
+                means['resolution'] = size
             seconds = time.monotonic() - self._began
             self._writer.write(step, **means, **found, lr=float(self._pace.schedule(step - 1)), seconds=seconds)
         self._window.clear()
@@ -171,6 +181,8 @@ def fit(
                     stop = found is None and step < pace.num_steps
                 if step > saved and (stop or _saves(step, pace)):
                     reader.flush(step)
+                    if writer:
+                        writer.save()
                     checkpoints.save(step, state.items)
                     saved = step
                 if stop:
