@@ -3,7 +3,7 @@
 Not a run by itself: data.source is empty.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 class Config(ConfigDict):
@@ -24,9 +24,12 @@ def get_config() -> Config:
     c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
+    c.tracker = 'tensorboard'  # where numbers of training go besides metrics.jsonl: tensorboard, wandb, none
+    c.validate_every_epochs = 1.0  # of training: passes between two looks at held-out images; 0: none
+    c.validation_images = 2000  # of them, at most; they decide nothing
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
-    c.compilation_cache = ''  # folder, in the workdir unless absolute, that keeps compiled programs for later starts
+    c.compilation_cache = ''  # folder, in the workdir unless absolute or gs://, of compiled programs for later starts
     c.restore_step = 0  # checkpoint to go on from, deleting those after it; 0: the last. For one start only
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
@@ -64,6 +67,7 @@ def get_config() -> Config:
 
     c.train = ConfigDict()
     c.train.resolution = 224  # pixels of the square crop
+    c.train.progressive = ()  # smaller sizes first: ((0.5, 160), (0.75, 192)) is 160 for half of the steps, then 192
     c.train.epochs = 240.0  # passes over the training images; 0: init_from is trained already
     c.train.batch_size = 512  # global
     c.train.accumulate_steps = 1  # parts of the batch computed one after the other; saves memory
@@ -114,8 +118,9 @@ def get_config() -> Config:
     c.train.mixing.erasing_fill = 'zero'  # zero: the mean colour; noise
 
     c.test = ConfigDict()
-    c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images
-    c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
+    # Test resolutions: pixels of a square, or height and width: (352, 640) or '352x640'.
+    c.test.resolution = FieldReference(0, field_type=object)  # to adapt and report at; 0: chosen on the held-out images
+    c.test.resolutions = ()  # of the sweep and the curve; (): 0.75 to 2 times the training resolution
     c.test.resize = ''  # short: the shorter side; height: as FixRes weights were scored; '': as init_from, or short
     c.test.interpolation = ''  # bilinear, bicubic; '': that of init_from, or bilinear
     c.test.crop = True  # False: the whole image, padded to a square

@@ -34,9 +34,10 @@ def averaged(average, params):
     return np.stack(values)
 
 
-@pytest.mark.parametrize(
-    'fields', [{}, {'warmup': True}, {'start_step': 4}, {'warmup': True, 'start_step': 3}], ids=str
-)
+CASES = [{}, {'warmup': True}, {'start_step': 4}, {'warmup': True, 'start_step': 3}]
+
+
+@pytest.mark.parametrize('fields', CASES, ids=str)
 def test_ten_steps_are_timms(fields):
     torch = pytest.importorskip('torch')
     import torchvision_cpu  # noqa: F401

@@ -2,14 +2,20 @@
 
 import ast
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from configs import base, finetune, resnet50
+from configs import base, finetune, resnet50, resnet50_ffcv
 from fixres_jax import models
 from fixres_jax.runs import settings
 from fixres_jax.runs.run import default_resolutions
+from fixres_jax.training.optimization import make_optimizer
 from goldens import make_configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +24,8 @@ CONFIGS = [
     ('imagenette', 'small'),
     ('imagenette', 'resnet50'),
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
+    *(('resnet50_ffcv', variant) for variant in resnet50_ffcv.LARGER_FROM),
+    *((name, None) for name in make_configs.RECIPES),
     *(('finetune', variant) for variant in finetune.TABLE),
 ]
 
@@ -53,6 +61,17 @@ def test_config_is_one_that_can_run(name, variant):
     assert list(resolutions) == sorted(resolutions) and max(resolutions) > config.train.resolution
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', make_configs.RECIPES)
+def test_the_training_step_of_a_recipe_fits_a_tpu(name, tmp_path):
+    pytest.importorskip('libtpu')
+    command = ['-m', 'fixres_jax.dryrun', '--config', f'configs/{name}.py', '--topology', 'v5e:4x4', '--steps', 'train']
+    environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+    subprocess.run([sys.executable, *command, '--json', tmp_path / 'out.json'], cwd=ROOT, env=environment, check=True)
+    (step,) = json.loads((tmp_path / 'out.json').read_text())['steps']
+    assert step['fits'] and step['batch_size'] >= 256 and step['parameters'] > 1e7
+
+
 def test_every_field_of_base_is_read_and_explained():
     checks = ('sections.py', 'settings.py')
     files = [path for path in (ROOT / 'fixres_jax').rglob('*.py') if path.name not in checks]
@@ -62,6 +81,28 @@ def test_every_field_of_base_is_read_and_explained():
     read |= {one.value for one in listed if isinstance(one, ast.Constant)}
     for name in fields(base.get_config()):
         assert name.split('.')[-1] in read, f'{name} is read nowhere'
+
+
+def ffcv_resolution(epoch, ramp):
+    """Return the size of an epoch as FFCV's trainer has it: a ramp from 160 to 192, rounded to multiples of 32."""
+    size = np.interp(epoch, ramp, (160, 192))
+    return int(np.round(size / 32)) * 32
+
+
+@pytest.mark.parametrize(
+    'epochs, ramp', [(16, (11, 13)), (24, (17, 20)), (32, (23, 27)), (40, (29, 34)), (56, (41, 48)), (88, (65, 76))]
+)
+def test_ffcv_trains_every_epoch_at_ffcvs_size_and_rate(epochs, ramp):
+    train = settings.read(resnet50_ffcv.get_config(str(epochs))).train
+    num_steps, _, schedule = make_optimizer(train, 312 * 4096)  # as many steps an epoch as FFCV's
+    assert num_steps == 312 * epochs
+    starts = {round(share * num_steps): size for share, size in train.sizes.items()}
+    for epoch in range(epochs):
+        found = next(size for start, size in sorted(starts.items(), reverse=True) if start <= 312 * epoch)
+        assert found == ffcv_resolution(epoch, ramp), epoch
+        for step in (312 * epoch, 312 * epoch + 100):
+            expected = np.interp(step / 312, (0, 2, epochs), (1.7e-4, 1.7, 0))
+            assert float(schedule(step)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_finetune_covers_every_model():

@@ -161,7 +161,7 @@ def adapt(
             result = network.replaced(leaves).with_head(head)
         record |= cost | {'part_seconds': seconds | {'classifier': time.monotonic() - began}}
         adapted[resolution] = result, record
-        log.info('%s at %d: %s.', feed.title, resolution, describe(record))
+        log.info('%s at %s: %s.', feed.title, resolution, describe(record))
     for data in (*training.values(), *checking.values()):
         if data.path:
             data.path.unlink()

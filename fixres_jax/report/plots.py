@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from fixres_jax.core import figures
 from fixres_jax.core.figures import AFTER, BEFORE, CHANCE, INK, OWN, Figure, legend_below, new_figure, strokes
+from fixres_jax.core.resolution import side
 from fixres_jax.report import findings
 from fixres_jax.studies import cost
 from fixres_jax.training.metrics_log import read_metrics
@@ -87,14 +87,12 @@ def accuracy(curve: Sequence[Row], against: Against, labels: dict[str, str], mar
         rows = [row for row in curve if f'top1_{name}' in row]
         if rows:
             colour, marker, line, size = looks[name]
-            at, top1, low, high = (
-                np.array([row[key] for row in rows])
-                for key in (against.key, *(f'{part}_{name}' for part in ('top1', 'low', 'high')))
-            )
+            at = [side(row[against.key]) for row in rows]
+            top1, low, high = ([row[f'{part}_{name}'] for row in rows] for part in ('top1', 'low', 'high'))
             style = {'marker': marker, 'markersize': size, 'linestyle': line, 'linewidth': widths[name]}
             axes.plot(at, top1, color=colour, label=label, **style)
             axes.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
-    at_resolution = {row['resolution']: row[against.key] for row in curve}
+    at_resolution = {row['resolution']: side(row[against.key]) for row in curve}
     for name, line, label in (('train', ':', 'trained at'), ('test', '--', 'tested at')):
         if marks[name] in at_resolution:
             at = at_resolution[marks[name]]
@@ -103,12 +101,12 @@ def accuracy(curve: Sequence[Row], against: Against, labels: dict[str, str], mar
     axes.set_ylabel('top-1 (%)')
     if against.ticks:
         x = [row[against.key] for row in curve]
-        axes.set_xticks(x, [str(value) for value in x])
+        axes.set_xticks([side(value) for value in x], [str(value) for value in x])
     else:
         for row in curve:
             top = max(value for key, value in row.items() if key.startswith('top1_'))
             where = {'xytext': (0, 7), 'textcoords': 'offset points', 'ha': 'center', 'fontsize': 8}
-            axes.annotate(row['resolution'], (row[against.key], top), **where)
+            axes.annotate(row['resolution'], (side(row[against.key]), top), **where)
         axes.margins(y=0.1)
     axes.grid(alpha=0.3)
     legend_below(figure)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fixres_jax.core.resolution import side
 from fixres_jax.evaluation import intervals
 from fixres_jax.evaluation.evaluate import compare, find_point
 
@@ -100,7 +101,8 @@ def _images_seen(result: dict[str, Any]) -> int:
 
 def _curve(test: dict[str, Any], cost: dict[int, dict[str, float]]) -> list[dict[str, Any]]:
     """Return a row for each resolution: the accuracies of every network tested there, and what it costs."""
-    rows = {resolution: {'resolution': resolution} for resolution in sorted({p['resolution'] for p in test['points']})}
+    tested = sorted({point['resolution'] for point in test['points']}, key=side)
+    rows = {resolution: {'resolution': resolution} for resolution in tested}
     for point in test['points']:
         row = rows[point['resolution']]
         row |= {f'{name}_{point["network"]}': point[name] for name in ('top1', 'low', 'high')}

@@ -13,6 +13,7 @@ from fixres_jax.adaptation import adapt, recalibration, statistics
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.data.sources import Source
@@ -40,10 +41,10 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
     result, info = train.run(
         run.start,
         run.images.train,
-        train_transform(run),
+        train_transforms(run),
         s.train,
         runtime=run.runtime,
-        writing=run.writing('train'),
+        writing=run.validated(run.writing('train'), run.start.model, run.train_resolution),
         seed=s.seed,
         title='train',
     )
@@ -61,8 +62,9 @@ def _keep_average(run: Run, result: Network) -> dict[str, Any]:
     """
     s = run.settings
     sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
+    *_, transform = train_transforms(run).values()  # of the last size, if there are several
     how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
-    result = recalibration.recalibrate(result, sampled, train_transform(run), run.feed('ema'), **how)
+    result = recalibration.recalibrate(result, sampled, transform, run.feed('ema'), **how)
     _save(run, AVERAGED, result)
     return {'averaged': True, 'statistics_images': len(sampled)}
 
@@ -76,24 +78,27 @@ def _save(run: Run, phase: str, result: Network) -> None:
     run.networks[phase] = result
 
 
-def train_transform(run: Run) -> Transform:
-    """Return the transform of training images."""
+def train_transforms(run: Run) -> dict[float, Transform]:
+    """Return share of the steps -> the transform of training images from there on."""
     how = run.settings.train
-    return transforms.make_train(
-        run.train_resolution,
-        TrainCrop(how.crop, how.scale, how.ratio),
-        flip=how.flip,
-        jitter=how.jitter,
-        interpolation=how.interpolation,
-        augment=how.augment,
-    )
+    return {
+        share: transforms.make_train(
+            size,
+            TrainCrop(how.crop, how.scale, how.ratio),
+            flip=how.flip,
+            jitter=how.jitter,
+            interpolation=how.interpolation,
+            augment=how.augment,
+        )
+        for share, size in how.sizes.items()
+    }
 
 
 def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
     """Choose the test resolution on images held out from training, or take the one given."""
     given = run.settings.test.resolution
     if given:
-        log.info('Test resolution %d: given by the config.', given)
+        log.info('Test resolution %s: given by the config.', given)
         return {'test_resolution': given, 'chosen_on': 'given'}
     if run.settings.adaptation == 'one_pass':
         result = _adapted_sweep(run)
@@ -103,7 +108,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
     chosen = choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
-    log.info('Test resolution %d: the best on %d %s.', chosen, result['count'], where)
+    log.info('Test resolution %s: the best on %d %s.', chosen, result['count'], where)
     return result | {'test_resolution': chosen, 'chosen_on': where}
 
 
@@ -138,7 +143,7 @@ def _compared(run: Run) -> Source:
     return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
 
 
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
+def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
     """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
 
     After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
@@ -148,17 +153,17 @@ def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
     return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
 
 
-def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int, Network]:
+def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int | Resolution, Network]:
     """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
-    leaves: dict[int, dict[str, Any]] = {}
+    leaves: dict[int | Resolution, dict[str, Any]] = {}
     for name, leaf in files.read_arrays(workdir / 'sweep.npz').items():
         resolution, _, name = name.partition('/')
-        leaves.setdefault(int(resolution), {})[name] = run.runtime.place(leaf)
+        leaves.setdefault(Resolution.parse(resolution), {})[name] = run.runtime.place(leaf)
     return {resolution: before.replaced(new) for resolution, new in leaves.items()}
 
 
-def _test_resolution(run: Run, results: Results) -> int:
-    return run.settings.test.resolution or results['sweep']['test_resolution']
+def _test_resolution(run: Run, results: Results) -> int | Resolution:
+    return run.settings.test.resolution or Resolution.parse(results['sweep']['test_resolution'])
 
 
 def _trained(run: Run, results: Results) -> Network:
@@ -183,7 +188,7 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
     return WAYS[run.settings.adaptation](run, results, run.train_resolution, CONTROL)
 
 
-def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
+def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
     adapted = adapt.adapt(
         _trained(run, results),
         run.images,
@@ -200,7 +205,7 @@ def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str,
     return record | {'test_resolution': resolution}
 
 
-def _finetune(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
+def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
     start = _trained(run, results)
     model = train.regroup(start.model, run.finetuning, 'finetune')
     augmentation = run.finetuning.augmentation
@@ -210,7 +215,7 @@ def _finetune(run: Run, results: Results, resolution: int, phase: str) -> dict[s
         transforms.make_finetune(resolution, augmentation=augmentation, **run.resizing),
         run.finetuning,
         runtime=run.runtime,
-        writing=run.writing(phase),
+        writing=run.validated(run.writing(phase), model, resolution),
         seed=run.settings.seed + 1,  # other batches than training saw
         title=phase,
     )
@@ -226,7 +231,7 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     single, resolutions = {}, run.resolutions
     if 'train' in results:
         networks = {'before': run.trained, 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
-        chosen = results['sweep']['test_resolution']
+        chosen = _test_resolution(run, results)
         swept = _adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
@@ -242,7 +247,7 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     for point in result['points']:
         network = f'adapted to {point["resolution"]}' if point['network'] == 'own' else point['network']
         log.info(
-            '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
+            '%s at %s: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
             *(network, *(point[name] for name in ('resolution', 'top1', 'low', 'high', 'top5', 'count'))),
         )
         if run.present is not None:
@@ -259,11 +264,11 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
 def extract_phase(run: Run, results: Results) -> dict[str, Any]:
     """Write labels, softmax, embeddings and names of a split in its order."""
     how, resolution = run.settings.extract, run.settings.test.resolution
-    resolution = resolution or run.given.get('test_resolution') or run.train_resolution
+    resolution = Resolution.parse(resolution or run.given.get('test_resolution') or run.train_resolution)
     splits = {name: source for name, source in vars(run.images).items() if source is not None}
     if how.split not in splits:
         raise UsageError(f'extract.split={how.split!r} is not one of {", ".join(splits)}.')
-    log.info('Extraction of the %s images at %d.', how.split, resolution)
+    log.info('Extraction of the %s images at %s.', how.split, resolution)
     result = outputs.extract(
         run.start.placed(run.runtime),
         splits[how.split],
@@ -334,14 +339,15 @@ def pair_of(run: Run, workdir: epath.Path) -> Pair:
     other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
     averaged = (workdir / AVERAGED / 'fixres.json').exists()
     before, after = other.network(AVERAGED if averaged else 'train'), other.network(found[1])
-    return Pair(before, after, after.about['test_resolution'], _adapted_in_sweep(run, workdir, before))
+    resolution = Resolution.parse(after.about['test_resolution'])
+    return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
 
 
 def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return workdir -> its report.json."""
     reports = {}
     for run in runs:
-        path = epath.Path(run) / 'report.json'
+        path = files.reachable(run) / 'report.json'
         if not path.exists():
             raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
         reports[run] = json.loads(path.read_text())

@@ -7,6 +7,7 @@ import numpy as np
 
 from fixres_jax.adaptation import embeddings
 from fixres_jax.core.figures import Figure, new_figure, shades, strokes
+from fixres_jax.core.resolution import side
 from fixres_jax.data import sources
 from fixres_jax.studies.study import Arrays, Numbers, Picture, Study, Subject
 
@@ -44,7 +45,7 @@ def summarize(
     values: dict[tuple[int, str], np.ndarray], train_resolution: int, num_images: int
 ) -> tuple[Numbers, Arrays]:
     """Summarize (resolution, network) -> activations float32[N, C]; see `compute`."""
-    nearest_size = min({size for size, _ in values}, key=lambda size: abs(size - train_resolution))
+    nearest_size = min({size for size, _ in values}, key=lambda size: abs(side(size) - train_resolution))
     threshold = NEAR_ZERO * float(values[nearest_size, 'before'].mean())
     shares = np.linspace(0, 1, NUM_QUANTILES)
     rows, arrays = [], {'shares': shares}
@@ -59,7 +60,7 @@ def summarize(
 def _draw(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw the cumulative distributions of the pooled activations, before and after."""
     rows = numbers['rows']
-    resolutions = sorted({row['resolution'] for row in rows})
+    resolutions = sorted({row['resolution'] for row in rows}, key=side)
     figure = new_figure(6.8)
     panels = figure.subplots(2, 1, sharex=True, sharey=True)
     looks = list(zip(resolutions, shades(len(resolutions)), strokes(len(resolutions)), strict=True))

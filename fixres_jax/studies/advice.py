@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.resolution import Resolution, shape
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.models import EVAL, Architecture, Model
 from fixres_jax.studies import sizes
@@ -57,7 +58,7 @@ class Advice:
     unknown: tuple[str, ...] = UNKNOWN
 
 
-def flops(model: Model, resolutions: tuple[int, ...]) -> dict[int, float]:
+def flops(model: Model, resolutions: tuple[int | Resolution, ...]) -> dict[int | Resolution, float]:
     """Count the operations of a forward pass of one image, by XLA, without running it.
 
     Args:
@@ -69,8 +70,8 @@ def flops(model: Model, resolutions: tuple[int, ...]) -> dict[int, float]:
     """
     variables = model.shapes()
 
-    def count(resolution: int) -> float:
-        image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.uint8)
+    def count(resolution: int | Resolution) -> float:
+        image = jax.ShapeDtypeStruct((1, *shape(resolution), 3), jnp.uint8)
         lowered = jax.jit(lambda variables, x: model.apply(variables, x, EVAL)[0]).lower(variables, image)
         return float(lowered.cost_analysis()['flops'])
 

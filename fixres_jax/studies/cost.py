@@ -7,6 +7,7 @@ import numpy as np
 
 from fixres_jax.core import tables
 from fixres_jax.core.figures import BEFORE, Figure, new_figure
+from fixres_jax.core.resolution import shape, side
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
 from fixres_jax.studies import advice
@@ -31,7 +32,7 @@ def compute(subject: Subject) -> tuple[Numbers, Arrays]:
     seconds = {size: [] for size in resolutions}
     for _ in range(ROUNDS + 1):  # All sizes in turn, so that a slow spell of the machine is not of one size alone.
         for size in resolutions:
-            images = rng.integers(0, 256, (share, size, size, 3), np.uint8)
+            images = rng.integers(0, 256, (share, *shape(size), 3), np.uint8)
             batch = sharding.put({'image': images, 'label': np.zeros(share, np.int32)}, feed.mesh)
             jax.block_until_ready(batch)
             began = time.perf_counter()
@@ -92,13 +93,14 @@ def _digits(value: float) -> str:
 def _draw(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw operations and milliseconds of an image against the test resolution."""
     figure = new_figure(4.4)
-    x = [row['resolution'] for row in numbers['rows']]
+    sizes = [row['resolution'] for row in numbers['rows']]
+    x = [side(size) for size in sizes]
     for axes, (key, label) in zip(figure.subplots(2, 1, sharex=True), labels(numbers).items(), strict=True):
         axes.plot(x, [row[key] for row in numbers['rows']], marker='o', color=BEFORE)
         axes.set_ylim(bottom=0)
         axes.set_title(label, fontsize=9)
         axes.grid(alpha=0.3)
-    axes.set_xticks(x, [str(value) for value in x])
+    axes.set_xticks(x, [str(size) for size in sizes])
     axes.set_xlabel('test resolution (pixels)')
     return figure
 

@@ -4,6 +4,7 @@ Source: figure 5 of the paper, both panels.
 """
 
 from fixres_jax.core.figures import Figure, legend_below, new_figure, shades, strokes
+from fixres_jax.core.resolution import side
 from fixres_jax.studies.study import Arrays, Numbers, Picture, Study, Subject
 
 
@@ -27,7 +28,7 @@ def _draw(numbers: Numbers, arrays: Arrays) -> Figure:
         adapted = 'own' if any('top1_own' in point for point in row['curve']) else 'after'
         for axes, kind in zip(panels, ('before', adapted), strict=True):
             points = [point for point in row['curve'] if f'top1_{kind}' in point]
-            x = [point['resolution'] for point in points]
+            x = [side(point['resolution']) for point in points]
             top1, low, high = ([point[f'{name}_{kind}'] for point in points] for name in ('top1', 'low', 'high'))
             label = f'trained at {row["train_resolution"]}'
             axes.plot(x, top1, marker='o', color=colour, linewidth=width, label=label)

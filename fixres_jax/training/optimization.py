@@ -1,6 +1,7 @@
 """How a phase of training is optimized: its length, its optimizer and its learning rate."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,20 @@ Mix = Callable[[Any, Any], Any]  # (batch, key) -> batch, see `mixing.make`
 _REGEX = sections.Rule(sections.is_regex, 'a regular expression', '.*')
 _REGEX_OF_SOME = sections.Rule(
     lambda value: value and sections.is_regex(value), 'a regular expression, not empty', '.*'
+)
+
+
+def _are_stages(value: tuple[tuple[float, ...], ...]) -> bool:
+    if not all(len(stage) == 2 and stage[1] >= 1 and stage[1] == int(stage[1]) for stage in value):
+        return False
+    ends = (0.0, *(end for end, _ in value), 1.0)
+    return all(one < other for one, other in itertools.pairwise(ends))
+
+
+_STAGES = sections.Rule(
+    _are_stages,
+    '() or pairs (share of the steps at which it ends, pixels), shares rising between 0 and 1',
+    ((0.5, 160),),
 )
 
 
@@ -142,6 +157,7 @@ class Training(Optimization):
     RULES = Optimization.RULES | {
         'trainable': _REGEX_OF_SOME,
         'resolution': sections.least(1, 224),
+        'progressive': _STAGES,
         'crop': sections.one_of((*transforms.BOXES, 'resize')),
         'interpolation': sections.one_of(transforms.INTERPOLATIONS),
         'scale': sections.low_high(0, 1, (0.08, 1.0)),
@@ -152,6 +168,7 @@ class Training(Optimization):
     }
 
     resolution: int
+    progressive: tuple[tuple[float, ...], ...]
     crop: str
     interpolation: str
     scale: tuple[float, ...]
@@ -170,6 +187,12 @@ class Training(Optimization):
             augment.make(self.augment, self.interpolation)
         except UsageError as error:
             raise UsageError(f'train.augment: {error}') from None
+
+    @property
+    def sizes(self) -> dict[float, int]:
+        """Return share of the steps -> pixels of the images from there on; the last are `resolution`."""
+        ends, sizes = (0.0, *(end for end, _ in self.progressive)), (*(int(size) for _, size in self.progressive),)
+        return dict(zip(ends, (*sizes, self.resolution), strict=True))
 
     def objective(self) -> losses.Objective:
         """Return what is minimized."""
