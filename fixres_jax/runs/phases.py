@@ -62,9 +62,9 @@ def _keep_average(run: Run, result: Network) -> dict[str, Any]:
     """
     s = run.settings
     sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
+    *_, transform = train_transforms(run).values()  # of the last size, if there are several
     how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
-    last = train_transforms(run)[max(s.train.sizes)]  # where the sizes grow, the largest
-    result = recalibration.recalibrate(result, sampled, last, run.feed('ema'), **how)
+    result = recalibration.recalibrate(result, sampled, transform, run.feed('ema'), **how)
     _save(run, AVERAGED, result)
     return {'averaged': True, 'statistics_images': len(sampled)}
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path(__file__).resolve().parent / 'configs'
+RECIPES = (
+    'resnet50_cutmix', 'resnet50_v2', 'resnet50_a1', 'resnet50_a3', 'efficientnet_b0', 'convnext_tiny', 'deit3_small',
+)  # fmt: skip
 
 
 def dump(config, prefix: str = '') -> str:
@@ -30,7 +33,7 @@ def named_configs():
         'resnet50': resnet50.RESOLUTIONS,
         'resnet50_ffcv': resnet50_ffcv.LARGER_FROM,
         'finetune': ['resnet50'],
-    }
+    } | dict.fromkeys(RECIPES, [None])
     for name, choices in variants.items():
         get_config = importlib.import_module(f'configs.{name}').get_config
         for variant in choices:
