@@ -9,22 +9,15 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from fixres_jax.core import command, files
+from fixres_jax.core import command
 from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.weights import imports, network, releases, state_dicts, torch_weights
-
-# Options that say what to remember with the weights.
-ABOUT = (
-    'mean', 'std', 'train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation', 'crop',
-)  # fmt: skip
 
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
     """Convert a file of torch weights into a folder that every task accepts; return what to tell."""
-    folder = files.reachable(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'{out} is not an empty folder: choose another one.')
-    told_about = {field: getattr(arguments, field) for field in ABOUT if getattr(arguments, field) is not None}
+    folder = command.empty_folder(out)
+    told_about = {field: getattr(arguments, field) for field in imports.FIELDS if getattr(arguments, field) is not None}
     loaded, notes = imports.read(
         path,
         name,

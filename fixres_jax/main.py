@@ -1,31 +1,25 @@
-"""Command line: `python -m fixres_jax.main --config configs/resnet50.py --workdir DIR [--config.field=value ...]`.
+"""Run a config: the whole method, or what its field `task` says.
 
-The modules that import jax are imported late: processes that read images import this file too.
+    fixres run --config quickstart --workdir runs/quickstart
+    fixres run --config resnet50:128 --workdir runs/resnet50_128 --config.data.source=DATA
+    python -m fixres_jax.main --config configs/resnet50.py --workdir DIR [--config.field=value ...]
+
+A config is a file, or the name of one that comes with the program. A run that was stopped goes on when the same command
+is given again. The modules that import jax are imported late: processes that read images import this file too.
 """
 
-import logging
 import os
 import sys
 import traceback
 
 from absl import app, flags
-from absl import logging as absl_logging
 
-from fixres_jax.core import command
+from fixres_jax.core import command, progress
 from fixres_jax.core.errors import UsageError
 from fixres_jax.machines import preemption
 from fixres_jax.runs import command_line
 
 flags.adopt_module_key_flags(command_line)  # so that --help lists them
-
-
-def _show_log(host0: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
-    log = logging.getLogger('fixres_jax')
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO if host0 else logging.WARNING)
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and jax tell a page for every checkpoint
 
 
 def run(values: flags.FlagValues) -> int:
@@ -60,7 +54,7 @@ def _task(values: flags.FlagValues) -> None:
         processes.start(values.coordinator_address, values.num_processes, values.process_id)
     elif values.coordinator_address or values.num_processes or values.process_id:
         raise UsageError('--coordinator_address, --num_processes and --process_id go with --distributed.')
-    _show_log(processes.is_host0())
+    progress.show_log(processes.is_host0())
     recipe.run(values.config, values.workdir)
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 
+from absl import logging as absl_logging
 from tqdm import tqdm
 
 log = logging.getLogger('fixres_jax')
@@ -16,6 +17,15 @@ def duration(seconds: float) -> str:
     if minutes >= 60:
         return f'{minutes // 60} h {minutes % 60:02d} min'
     return f'{minutes} min {rest:02d} s' if minutes else f'{rest} s'
+
+
+def show_log(everything: bool = True) -> None:
+    """Print the log on the error stream, with the time; of all but the first host's process the warnings alone."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', datefmt='%H:%M:%S'))
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO if everything else logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax and jax tell a page for every checkpoint
 
 
 class Progress:
