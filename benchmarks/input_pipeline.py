@@ -1,13 +1,15 @@
 """Measure images per second and core of the input pipeline, beside torchvision's DataLoader, tf.data and DALI.
 
-    python benchmarks/input_pipeline.py IMAGES [--resolutions 128 224] [--cores 1 2] [--rounds 5] [--json OUT]
+    python benchmarks/input_pipeline.py IMAGES [--resolutions 128 224] [--cores 1 2] [--rounds 5] [--augment trivial]
+      [--json OUT]
 
 IMAGES is a folder of JPEG files at their original sizes (class folders or not). Every contestant reads, decodes, crops,
 flips, jitters and batches the same files, from the page cache. Contestants take turns; the figures are medians over the
 rounds, and the ratios medians of the ratios within a round, so that a busy machine disturbs all alike. Time is that of
 the CPU, of all threads and worker processes together: what a core delivers that nothing else uses. Several cores have
 as many threads, or as many worker processes if a contestant needs them. torchvision, tf.data and DALI take part where
-they are installed. Linux only.
+they are installed. With --augment (trivial, randaugment or augmix) only torchvision, with its own policy of that name,
+and this project take part. Linux only.
 """
 
 import argparse
@@ -27,12 +29,15 @@ from fixres_jax.data import pipeline, sources, transforms
 
 BATCH, COPIES = 128, 8  # images a batch; times each file is in the data set
 BASE = 'torchvision DataLoader'
+POLICIES = {'trivial': 'TrivialAugmentWide', 'randaugment': 'RandAugment', 'augmix': 'AugMix'}  # torchvision's names
 
 
-def fixres(root: pathlib.Path, cores: int, resolution: int, repeats: int = 1, processes: bool = False) -> Iterator[int]:
+def fixres(
+    root: pathlib.Path, cores: int, resolution: int, repeats: int = 1, processes: bool = False, augment: str = ''
+) -> Iterator[int]:
     """Yield batch sizes of this project's pipeline."""
     source = sources.create(str(root), '')
-    transform = transforms.make_train(resolution)
+    transform = transforms.make_train(resolution, augment=augment)
     readers = pipeline.Readers(workers=cores, threads=1) if processes else pipeline.Readers(threads=cores)
     batches = pipeline.train_batches(
         source, transform, readers,
@@ -42,14 +47,17 @@ def fixres(root: pathlib.Path, cores: int, resolution: int, repeats: int = 1, pr
         yield len(batch['image'])
 
 
-def torchvision(root: pathlib.Path, cores: int, resolution: int) -> Iterator[int]:
+def torchvision(root: pathlib.Path, cores: int, resolution: int, augment: str = '') -> Iterator[int]:
     """Yield batch sizes of torchvision's ImageFolder and torch's DataLoader, with the usual float tensors."""
     import torch
     from torchvision import datasets
     from torchvision import transforms as T
 
     torch.set_num_threads(1)
-    steps = [T.RandomResizedCrop(resolution), T.RandomHorizontalFlip(), T.ColorJitter(0.3, 0.3, 0.3)]
+    steps = [T.RandomResizedCrop(resolution), T.RandomHorizontalFlip()]
+    if augment:
+        steps.append(getattr(T, POLICIES[augment])(interpolation=T.InterpolationMode.BILINEAR))
+    steps.append(T.ColorJitter(0.3, 0.3, 0.3))
     steps += [T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     data = datasets.ImageFolder(root, T.Compose(steps))
     workers = cores if cores > 1 else 0
@@ -135,16 +143,21 @@ def make_folders(images: pathlib.Path, out: pathlib.Path) -> tuple[pathlib.Path,
 
 
 def contestants(
-    original: pathlib.Path, prepared: pathlib.Path, cores: int
+    original: pathlib.Path, prepared: pathlib.Path, cores: int, augment: str = ''
 ) -> dict[str, Callable[[int, int], Iterator[int]]]:
     """Return name -> function of (cores, resolution)."""
     found = {}
     try:
         import torchvision as _  # noqa: F401
 
-        found[BASE] = lambda *job: torchvision(original, *job)
+        found[BASE] = lambda *job: torchvision(original, *job, augment)
     except ImportError:
         print('torchvision is not installed: no ratios to it')
+    if augment:
+        return found | {
+            'files': lambda *job: fixres(original, *job, augment=augment),
+            'records': lambda *job: fixres(prepared, *job, augment=augment),
+        }
     try:
         import tensorflow as _  # noqa: F401
 
@@ -192,6 +205,7 @@ def main() -> None:
     parser.add_argument('--resolutions', type=int, nargs='+', default=[128, 224])
     parser.add_argument('--cores', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--contestants', nargs='+', help='their names, as in the table; all if not given')
+    parser.add_argument('--augment', default='', choices=['', *POLICIES], help='a policy that all have')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--json', type=pathlib.Path, help='where to write the figures of every round')
     arguments = parser.parse_args()
@@ -200,7 +214,7 @@ def main() -> None:
         folders = make_folders(arguments.images, pathlib.Path(folder))
         for cores in arguments.cores:
             for resolution in arguments.resolutions:
-                runs = contestants(*folders, cores)
+                runs = contestants(*folders, cores, arguments.augment)
                 runs = {name: runs[name] for name in arguments.contestants or runs if name in runs}
                 figures[f'{cores} cores, {resolution}'] = measure(runs, cores, resolution, arguments.rounds)
                 if arguments.json:

@@ -83,6 +83,7 @@ def get_config() -> Config:
     c.train.scale = (0.08, 1.0)  # of RandomResizedCrop: range of the crop's area over the image's
     c.train.ratio = (3 / 4, 4 / 3)  # of RandomResizedCrop: range of width over height
     c.train.flip = True  # horizontally, half of the time
+    c.train.augment = ''  # trivial, randaugment-m9-n2 (torchvision's); rand-m7-mstd0.5-inc1 (timm's); augmix, 3augment
     c.train.jitter = 0.3  # of brightness, contrast and saturation
 
     c.test = ConfigDict()

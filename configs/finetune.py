@@ -79,6 +79,7 @@ MOBILE = {
     'tf_efficientnetv2_m': (384, 480),
     'mobilenetv2_100': (224, 288),
     'mobilenetv3_large_100': (224, 288),
+    'tf_mobilenetv3_large_100': (224, 288),
 }
 TABLE |= {
     name: EFFICIENTNET | {'train': train, 'test': test, 'sizes': (train, test)}

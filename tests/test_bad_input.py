@@ -106,6 +106,7 @@ VALUES = [
     ('--config.train.scale=(1.0,0.08)', r'train.scale=\(1.0, 0.08\): expected \(low, high\) above 0, at most 1'),
     ('--config.train.scale=(0.08,2)', r'train.scale=\(0.08, 2.0\): expected'),
     ('--config.train.ratio=(0.75,)', r'train.ratio=\(0.75,\): expected \(low, high\)'),
+    ('--config.train.augment=trival', r"train.augment: The augmentation is 'trival'; .* Did you mean 'trivial'"),
     ('--config.train.jitter=-0.3', r'train.jitter=-0.3: expected 0 or more'),
     ('--config.test.resolution=8', r'test.resolution=8 is too small for resnet18: expected 32 or more, such as 64'),
     ('--config.test.resolutions=(8,64)', r'test.resolutions=8 is too small for .*: expected 32 or more, such as 64'),

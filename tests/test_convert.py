@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -422,25 +423,37 @@ def test_releases_are_of_our_architectures_and_found_by_file_name():
         'resize_ratio': 232 / 224,
         'resize': 'short',
         'interpolation': 'bilinear',
+        'mean': [0.485, 0.456, 0.406],
+        'std': [0.229, 0.224, 0.225],
     }
     assert all(releases.find('', path) is None for path in ('', 'mine.pth', 'model.safetensors', '.'))
     assert all(release.file in releases.table() for release in releases.RELEASES)
+
+
+# Architectures that torchvision has under another name.
+OF_TORCHVISION = {
+    'regnetx_032': 'regnet_x_3_2gf', 'regnety_016': 'regnet_y_1_6gf', 'regnety_032': 'regnet_y_3_2gf',
+    'regnety_160': 'regnet_y_16gf', 'mobilenetv2_100': 'mobilenet_v2', 'tf_mobilenetv3_large_100': 'mobilenet_v3_large',
+    'tf_efficientnet_b5': 'efficientnet_b5', 'tf_efficientnet_b6': 'efficientnet_b6',
+    'tf_efficientnet_b7': 'efficientnet_b7', 'tf_efficientnetv2_s': 'efficientnet_v2_s',
+    'tf_efficientnetv2_m': 'efficientnet_v2_m', 'vit_base_patch16_224': 'vit_b_16',
+}  # fmt: skip
 
 
 def test_releases_agree_with_torchvision():
     pytest.importorskip('torchvision_cpu', exc_type=ImportError)
     torchvision = pytest.importorskip('torchvision', exc_type=ImportError)
     ours = {release.file: release for release in releases.RELEASES if release.name.startswith('torchvision/')}
-    there = {name: name for name in torchvision.models.list_models()}
-    there |= {'regnetx_032': 'regnet_x_3_2gf', 'regnety_016': 'regnet_y_1_6gf'}
-    there |= {'regnety_032': 'regnet_y_3_2gf', 'regnety_160': 'regnet_y_16gf'}
     for name in {release.architecture for release in ours.values()}:
-        for entry in torchvision.models.get_model_weights(there[name]):
-            release, options = ours.pop(entry.url.rpartition('/')[2]), entry.transforms.keywords
+        for entry in torchvision.models.get_model_weights(OF_TORCHVISION.get(name, name)):
+            release, transform = ours.pop(entry.url.rpartition('/')[2]), entry.transforms()
             assert release.architecture == name
             assert release.top1 == entry.meta['_metrics']['ImageNet-1K']['acc@1']
-            assert release.test_resolution == options['crop_size']
-            assert round(release.resize_ratio * release.test_resolution) == options.get('resize_size', 256)
+            assert [release.test_resolution] == transform.crop_size
+            assert [round(release.resize_ratio * release.test_resolution)] == transform.resize_size
+            assert release.interpolation == transform.interpolation.value
+            if name != 'inception_v3':  # which brings ImageNet's mean and std to its own by itself
+                assert (list(release.mean), list(release.std)) == (transform.mean, transform.std)
     assert not ours
 
 
@@ -478,22 +491,49 @@ def test_releases_of_fixres_have_the_sizes_of_its_configs():
             assert (release.train_resolution, release.test_resolution) == (row['train'], row['test'])
 
 
-def test_regnets_of_torchvision_come_in_under_their_own_names():
+@pytest.mark.parametrize(
+    'name, padding',
+    [
+        ('regnety_016', None),
+        pytest.param('efficientnet_b0', 'symmetric', marks=pytest.mark.slow),
+        pytest.param('tf_efficientnet_b5', 'symmetric', marks=pytest.mark.slow),
+        pytest.param('tf_efficientnetv2_s', 'symmetric', marks=pytest.mark.slow),
+        pytest.param('mobilenetv2_100', 'symmetric', marks=pytest.mark.slow),
+        ('tf_mobilenetv3_large_100', 'symmetric'),
+        pytest.param('convnext_tiny', None, marks=pytest.mark.slow),
+        pytest.param('vit_base_patch16_224', None, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_of_torchvision_come_in_under_their_own_names(name, padding):
     pytest.importorskip('torchvision_cpu', exc_type=ImportError)
     torchvision = pytest.importorskip('torchvision', exc_type=ImportError)
     import torch
 
     from goldens import weights
 
-    theirs, model = torchvision.models.regnet_y_1_6gf(num_classes=10).eval(), models.create('regnety_016', 10)
+    theirs = torchvision.models.get_model(OF_TORCHVISION.get(name, name), num_classes=10).eval()
+    model = models.create(name, 10, **({'padding': padding} if padding else {}))
     state_dict = {key: weights.weight(key, tuple(value.shape)) for key, value in theirs.state_dict().items()}
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state_dict.items()})
-    variables = torch_weights.from_torch(lineages.to_timm(state_dict, 'regnety_016'), model)
-    images = np.random.default_rng(0).normal(size=(2, 65, 65, 3)).astype(np.float32)
+    variables = torch_weights.from_torch(lineages.to_timm(state_dict, name), model)
+    size = 224 if 'vit' in name else 65
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-    logits, _ = model.apply(variables, images, models.EVAL)
+    logits, _ = jax.jit(lambda images: model.apply(variables, images, models.EVAL))(images)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert np.ptp(expected) > 1e-3
+
+
+def test_a_stem_of_a_width_that_no_network_can_have_fits_none():
+    few = {'conv_stem.weight': np.ones((1, 3, 3, 3)), 'classifier.bias': np.ones(3)}
+    assert torch_weights.fitting(few) == []
+
+
+def test_a_network_of_torchvision_under_another_name_is_refused():
+    given = {'features.0.0.weight': np.ones((16, 3, 3, 3)), 'features.0.1.weight': np.ones(16)}
+    with pytest.raises(UsageError, match='The weights have 2 arrays, and a mobilenetv2_100 has 262: name another'):
+        lineages.to_timm(given, 'mobilenetv2_100')
 
 
 # A block of each kind in efficientnet-lite-pytorch, and where it is in timm, checked against both packages.

@@ -31,6 +31,12 @@ def of_image(image: Image.Image) -> np.ndarray:
     return np.frombuffer(image.tobytes('raw', 'RGBX'), np.uint32).reshape(height, width)
 
 
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """Return an RGB image of uint32[H, W]."""
+    height, width = pixels.shape
+    return Image.frombuffer('RGB', (width, height), np.ascontiguousarray(pixels).data, 'raw', 'RGBX', 0, 1)
+
+
 def resize(pixels: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
     """Resize as Pillow's `resize`: antialiased, across and down one after the other, uint8 after each.
 
@@ -101,6 +107,30 @@ def adjust_colors(pixels: np.ndarray, factors: Sequence[float], order: Sequence[
     for number in order:
         _COLOR_CHANGES[number](changed, np.float32(factors[number]))
     return changed
+
+
+def look_up(pixels: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Replace the levels of red, green and blue by those of int[3, 256], as Pillow's `point`."""
+    return _look_up(np.ascontiguousarray(pixels), tables.astype(np.uint32) << np.array([[0], [8], [16]], np.uint32))
+
+
+@_compiled
+def histogram(pixels):
+    """Return how often each level of red, green and blue occurs: int64[3, 256]."""
+    counts = np.zeros((3, 256), np.int64)
+    height, width = pixels.shape
+    for y in range(height):
+        for x in range(width):
+            value = pixels[y, x]
+            counts[0, value & 255] += 1
+            counts[1, (value >> 8) & 255] += 1
+            counts[2, (value >> 16) & 255] += 1
+    return counts
+
+
+def sharpen(pixels: np.ndarray, factor: np.float32) -> np.ndarray:
+    """Move uint32[H, W] away from its smoothed self by `factor`: Pillow's ImageEnhance.Sharpness."""
+    return _sharpen(np.ascontiguousarray(pixels), np.float32(factor))
 
 
 @_compiled
@@ -242,6 +272,38 @@ def _change_saturation(pixels, factor):
     for place in range(len(flat)):
         value = np.int32(flat[place])
         flat[place] = _blend(np.int32(_grey(value)), value, factor)
+
+
+@_compiled
+def _look_up(pixels, tables):
+    height, width = pixels.shape
+    result = np.empty((height, width), np.uint32)
+    for y in range(height):
+        for x in range(width):
+            value = pixels[y, x]
+            result[y, x] = tables[0, value & 255] | tables[1, (value >> 8) & 255] | tables[2, (value >> 16) & 255]
+    return result
+
+
+@_compiled
+def _sharpen(pixels, factor):
+    height, width = pixels.shape
+    result = pixels.copy()
+    low, high = np.float32(0.0), np.float32(255.0)
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            packed = 0
+            for shift in (0, 8, 16):
+                value = np.int32((pixels[y, x] >> shift) & 255)
+                total = 4 * value + 0
+                for row in range(y - 1, y + 2):
+                    for column in range(x - 1, x + 2):
+                        total += np.int32((pixels[row, column] >> shift) & 255)
+                smooth = np.int32((2 * total + 13) // 26)  # of weights 1 and, in the middle, 5
+                moved = np.float32(smooth) + factor * np.float32(value - smooth)
+                packed |= np.int32(min(max(moved, low), high)) << shift
+            result[y, x] = np.uint32(packed)
+    return result
 
 
 _COLOR_CHANGES = (_change_brightness, _change_contrast, _change_saturation)

@@ -13,7 +13,9 @@ import numpy as np
 from PIL import Image
 
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.data import augment as policies
 from fixres_jax.data import pixels
+from fixres_jax.data.augment import Augment
 from fixres_jax.data.crops import BOXES, TEST_RATIO, TrainCrop
 from fixres_jax.data.decoding import EncodedImage
 from fixres_jax.data.decoding import decode as decode
@@ -64,13 +66,14 @@ def _center(length: int, resolution: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-    """Crop at random, resize, flip and jitter; made by `make_train`."""
+    """Crop at random, resize, flip, augment and jitter; made by `make_train`."""
 
     resolution: int
     crop: TrainCrop
     flip: bool
     jitter: float
     interpolation: str
+    augment: Augment | None = None
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         if self.crop.crop == 'resize':
@@ -82,6 +85,8 @@ class TrainTransform:
             image = pixels.resize(self._crop(image, rng), (self.resolution, self.resolution), self.interpolation)
         if self.flip:
             image = _flip(image, rng)
+        if self.augment:
+            image = self.augment(image, rng)
         if self.jitter:
             image = color_jitter(image, self.jitter, rng)
         return pixels.to_rgb(image)
@@ -150,6 +155,7 @@ def make_train(
     flip: bool = True,
     jitter: float = 0.3,
     interpolation: str = 'bilinear',
+    augment: str = '',
 ) -> TrainTransform:
     """Make the training transform.
 
@@ -158,12 +164,13 @@ def make_train(
       crop: how the random crop is drawn: torchvision's RandomResizedCrop, TensorFlow's boxes, or Resize and RandomCrop.
       flip: mirror half of the images.
       jitter: strength of the changes in brightness, contrast and saturation; 0 for none.
-      interpolation: 'bilinear' or 'bicubic', antialiased.
+      interpolation: 'bilinear' or 'bicubic', antialiased; warps of `augment` use it too.
+      augment: a policy of `data.augment` such as 'trivial'; '' for none.
     """
     if jitter < 0:
         raise UsageError(f'The jitter is {jitter}; expected 0 (none) or more.')
     _check(resolution, interpolation)
-    return TrainTransform(resolution, crop, flip, jitter, interpolation)
+    return TrainTransform(resolution, crop, flip, jitter, interpolation, policies.make(augment, interpolation))
 
 
 def make_test(

@@ -4,7 +4,7 @@ import functools
 from typing import Any
 
 from fixres_jax.models import layers
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 from fixres_jax.models.cells import BEFORE, LAST, CellNetwork, Place, Table
 
 # Facts: tensorflow/tpu, models/official/amoeba_net, the cell named amoeba_net_b.
@@ -30,7 +30,6 @@ REDUCTION = Table(
     outputs=(5, 6),
 )
 FILTERS, STEM, STAGES = 512, 32, 3
-HALF = (0.5, 0.5, 0.5)
 
 
 def create_amoebanet(num_cells: int, *, width: int, **options: Any) -> CellNetwork:

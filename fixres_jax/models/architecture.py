@@ -17,6 +17,7 @@ Variables = Mapping[str, Any]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5)  # mean and std where images go from -1 to 1
 
 
 # What the backward pass may compute again instead of keeping it.

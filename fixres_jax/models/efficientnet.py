@@ -8,10 +8,9 @@ from typing import Any
 import flax.linen as nn
 
 from fixres_jax.models import inverted_residuals
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 from fixres_jax.models.inverted_residuals import Gate, Stage, rounded
 
-HALF = (0.5, 0.5, 0.5)
 GATE = Gate(lambda inputs, inside: round(inputs / 4), nn.silu)
 # Tan and Le 2019, table 1.
 STAGES = (

@@ -5,8 +5,8 @@ import functools
 import flax.linen as nn
 
 from fixres_jax.models import inverted_residuals
-from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture
-from fixres_jax.models.efficientnet import GATE, HALF
+from fixres_jax.models.architecture import HALF, IMAGENET_MEAN, IMAGENET_STD, Architecture
+from fixres_jax.models.efficientnet import GATE
 from fixres_jax.models.inverted_residuals import Stage
 
 # Tan and Le 2021, and effnetv2_configs.py of google/automl.

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fixres_jax.models import layers
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 
 # A convolution is (channels, side or sides of the kernel[, stride]); a branch is convolutions one after the other.
 Branch = tuple[tuple[Any, ...], ...]
 STEM = 32
-HALF = (0.5, 0.5, 0.5)
 # Szegedy et al. 2017, as timm has them: branches, what the sum of the block is scaled by, number of blocks.
 RESIDUAL: dict[str, tuple[tuple[Branch, ...], float, int]] = {
     'repeat': ((((32, 1),), ((32, 1), (32, 3)), ((32, 1), (48, 3), (64, 3))), 0.17, 10),

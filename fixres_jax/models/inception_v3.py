@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from fixres_jax.models import layers
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 
 # A convolution is (name, channels, side or sides of the kernel[, stride]), and a branch is convolutions one after the
 # other, or the name of a pool; two in a tuple take the same map.
 Branch = tuple[Any, ...]
-HALF = (0.5, 0.5, 0.5)
 WIDE, HIGH = (1, 7), (7, 1)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import layers
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 from fixres_jax.models.cells import BEFORE, LAST, CellNetwork, Place, Table
 
 # Liu et al. 2018, figure 1. The fourth sum takes the third.
@@ -29,7 +29,6 @@ CELLS = (
     *((f'cell_{number}', 4, 1) for number in (9, 10, 11)),
 )
 FILTERS, STEM = 216, 96
-HALF = (0.5, 0.5, 0.5)
 
 
 def _cropped(size: int, side: int, stride: int) -> tuple[int, int]:

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from fixres_jax.models import layers
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 from fixres_jax.models.stages import make_stage
 
 BatchNorm = functools.partial(layers.BatchNorm, epsilon=1e-5, momentum=0.1)
 Conv = functools.partial(layers.Conv, padding=layers.symmetric)
-HALF = (0.5, 0.5, 0.5)
 
 
 class Named(nn.Module):

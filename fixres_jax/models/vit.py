@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import layers
-from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.architecture import HALF, Architecture
 
 LayerNorm = functools.partial(layers.LayerNorm, 1e-6)
 PATCH = 16  # pixels of a side
@@ -203,7 +203,6 @@ def _row(size: int, width: int, drop_path: float, *, class_slot: bool = True, sc
 
 DEPTH = 12
 NOTE = 'no BatchNorm: the classifier of what the last LayerNorm gives out; an experiment, without published figures'
-HALF = (0.5, 0.5, 0.5)
 VIT = functools.partial(_row, drop_path=0.0, mean=HALF, std=HALF, resize_ratio=1 / 0.9)
 DEIT = functools.partial(_row, drop_path=0.1, resize_ratio=1 / 0.9)
 DEIT3 = functools.partial(_row, class_slot=False, scale=1e-6)

@@ -59,6 +59,7 @@ def train_transform(run: Run) -> Transform:
         flip=how.flip,
         jitter=how.jitter,
         interpolation=how.interpolation,
+        augment=how.augment,
     )
 
 

@@ -6,8 +6,9 @@ import math
 import optax
 
 from fixres_jax.core import sections
+from fixres_jax.core.errors import UsageError
 from fixres_jax.core.sections import Section
-from fixres_jax.data import pipeline, transforms
+from fixres_jax.data import augment, pipeline, transforms
 from fixres_jax.machines.runtime import MAX_BATCH
 from fixres_jax.models import architecture
 from fixres_jax.training import schedules
@@ -104,7 +105,15 @@ class Training(Optimization):
     scale: tuple[float, ...]
     ratio: tuple[float, ...]
     flip: bool
+    augment: str
     jitter: float
+
+    def __post_init__(self):
+        super().__post_init__()
+        try:
+            augment.make(self.augment, self.interpolation)
+        except UsageError as error:
+            raise UsageError(f'train.augment: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True)

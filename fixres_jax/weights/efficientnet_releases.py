@@ -62,6 +62,8 @@ ROWS = (
     ('mobilenetv2_100.ra_in1k', 'mobilenetv2_100_ra-b33bc2c4.pth', 224, 224, 0.875, 'bicubic', None, 72.91),
     ('mobilenetv3_large_100.ra_in1k', 'mobilenetv3_large_100_ra-f55367f5.pth',
      224, 224, 0.875, 'bicubic', None, 75.784),
+    ('tf_mobilenetv3_large_100.in1k', 'tf_mobilenetv3_large_100-427764d5.pth',
+     224, 224, 0.875, 'bilinear', 0.5, 75.51),
     ('mobilenetv3_large_100.ra4_e3600_r224_in1k', '', 224, 256, 1.0, 'bicubic', 0.5, 77.182),
 )  # fmt: skip
 

@@ -172,6 +172,45 @@ def _substitute(state_dict: Mapping[str, Any], rules: tuple[tuple[str, str], ...
     return renamed
 
 
+# Source: torchvision's vision_transformer.py.
+_VIT = (
+    (r'^class_token$', 'cls_token'),
+    (r'^conv_proj\.', 'patch_embed.proj.'),
+    (r'^encoder\.pos_embedding$', 'pos_embed'),
+    (r'^encoder\.ln\.', 'norm.'),
+    (r'^heads\.head\.', 'head.'),
+    (r'^encoder\.layers\.encoder_layer_(\d+)\.', r'blocks.\1.'),
+    (r'\.ln_(\d)\.', r'.norm\1.'),
+    (r'\.self_attention\.in_proj_', '.attn.qkv.'),
+    (r'\.self_attention\.out_proj\.', '.attn.proj.'),
+    (r'\.mlp\.(0|linear_1)\.', '.mlp.fc1.'),
+    (r'\.mlp\.(3|linear_2)\.', '.mlp.fc2.'),
+)
+
+
+def _vit(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    del name
+    return _substitute(state_dict, _VIT)
+
+
+def _in_order(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Rename by place: torchvision registers the same layers in the same order, in one list without names.
+
+    What is a linear layer or has axes of size one there, and is a convolution or has none here, gets the shape of here.
+    """
+    model = models.create(name)
+    here, names = torch_weights.torch_shapes(model), torch_weights.torch_names(model)
+    arrays = {key: array for key, array in state_dict.items() if not key.endswith(torch_weights.COUNTER)}
+    if len(names) != len(arrays):
+        raise UsageError(f'The weights have {len(arrays)} arrays, and a {name} has {len(names)}: name another network.')
+    renamed = {}
+    for key, array in zip(names, arrays.values(), strict=True):
+        wanted = here[key].shape
+        same = array.ndim != len(wanted) and [n for n in array.shape if n != 1] == [n for n in wanted if n != 1]
+        renamed[key] = array.reshape(wanted) if same else array
+    return renamed
+
+
 def _densenet(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {re.sub(r'\.(norm|conv)\.([12])\.', r'.\1\2.', key): array for key, array in state_dict.items()}
 
@@ -185,6 +224,8 @@ LINEAGES: dict[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     'features.denseblock1.denselayer1.norm.1.weight': _densenet,
     'downsample_layers.0.0.weight': _convnext,
     'blocks.0.gamma_1': _deit3,
+    'conv_proj.weight': _vit,
+    'features.0.0.weight': _in_order,  # torchvision's EfficientNets, MobileNets and ConvNeXts
 }
 # What the arrays of layers begin with that others train beside a network and do not use after.
 TRAINING_ONLY = {'inception_v3': 'AuxLogits.'}

@@ -10,7 +10,13 @@ from typing import Any
 
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
-from fixres_jax.weights import efficientnet_releases, fixres_releases, layer_norm_releases, resnet_releases
+from fixres_jax.weights import (
+    efficientnet_releases,
+    fixres_releases,
+    layer_norm_releases,
+    resnet_releases,
+    torchvision_releases,
+)
 
 TORCHVISION = 'torchvision 0.28, meta of the weights'
 TIMM = 'timm, results/results-imagenet.csv of August 2026'
@@ -85,6 +91,19 @@ def _of_timm(rows: tuple[tuple, ...]) -> tuple[Release, ...]:
     return tuple(found)
 
 
+def _torchvision() -> tuple[Release, ...]:
+    """Return the releases of torchvision."""
+    table = torchvision_releases
+    return tuple(
+        Release(
+            f'torchvision/{name}', architecture, file, top1, TORCHVISION, train, test, resized / test,
+            interpolation=interpolation, padding='symmetric' if architecture in table.SYMMETRIC else '',
+            **{} if architecture in table.HALF else {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD},
+        )
+        for name, architecture, file, train, test, resized, interpolation, top1 in table.ROWS
+    )  # fmt: skip
+
+
 def _efficientnets() -> tuple[Release, ...]:
     """Return the EfficientNets and MobileNets of timm, and the Lite networks that PyPI packages hold."""
     found = _of_timm(efficientnet_releases.ROWS)
@@ -117,36 +136,7 @@ LOOK_ALIKES = re.compile(r'(?<![a-z])(res(?:net|next))(?:aa|blur)([0-9]+d?)(?![0
 GENERIC_STEMS = ('model', 'pytorch_model')
 
 RELEASES = (
-    *_collection(TORCHVISION, [
-        ('torchvision/resnet18.v1', 'resnet18', 'resnet18-f37072fd.pth', 69.758),
-        ('torchvision/resnet34.v1', 'resnet34', 'resnet34-b627a593.pth', 73.314),
-        ('torchvision/resnet50.v1', 'resnet50', 'resnet50-0676ba61.pth', 76.130),
-        ('torchvision/resnet101.v1', 'resnet101', 'resnet101-63fe2227.pth', 77.374),
-        ('torchvision/resnet152.v1', 'resnet152', 'resnet152-394f9c45.pth', 78.312),
-        ('torchvision/wide_resnet50_2.v1', 'wide_resnet50_2', 'wide_resnet50_2-95faca4d.pth', 78.468),
-        ('torchvision/wide_resnet101_2.v1', 'wide_resnet101_2', 'wide_resnet101_2-32ee1156.pth', 78.848),
-        ('torchvision/resnext50_32x4d.v1', 'resnext50_32x4d', 'resnext50_32x4d-7cdf4587.pth', 77.618),
-        ('torchvision/resnext101_32x8d.v1', 'resnext101_32x8d', 'resnext101_32x8d-8ba56ff5.pth', 79.312),
-    ]),
-    # Trained at 176: https://github.com/pytorch/vision/issues/3995, and pull request 5935 for the 64x4d.
-    *_collection(TORCHVISION, [
-        ('torchvision/resnet50.v2', 'resnet50', 'resnet50-11ad3fa6.pth', 80.858),
-        ('torchvision/resnet101.v2', 'resnet101', 'resnet101-cd907fc2.pth', 81.886),
-        ('torchvision/resnet152.v2', 'resnet152', 'resnet152-f82ba261.pth', 82.284),
-        ('torchvision/wide_resnet50_2.v2', 'wide_resnet50_2', 'wide_resnet50_2-9ba9bcbe.pth', 81.602),
-        ('torchvision/wide_resnet101_2.v2', 'wide_resnet101_2', 'wide_resnet101_2-d733dc28.pth', 82.510),
-        ('torchvision/resnext50_32x4d.v2', 'resnext50_32x4d', 'resnext50_32x4d-1a0047aa.pth', 81.198),
-        ('torchvision/resnext101_32x8d.v2', 'resnext101_32x8d', 'resnext101_32x8d-110c445d.pth', 82.834),
-        ('torchvision/resnext101_64x4d.v1', 'resnext101_64x4d', 'resnext101_64x4d-173b62eb.pth', 83.246),
-    ], train_resolution=176, resize_ratio=232 / 224),
-    *_collection(TORCHVISION, [
-        ('torchvision/densenet121.v1', 'densenet121', 'densenet121-a639ec97.pth', 74.434),
-        ('torchvision/densenet169.v1', 'densenet169', 'densenet169-b2777c0a.pth', 75.600),
-        ('torchvision/vgg16_bn.v1', 'vgg16_bn', 'vgg16_bn-6c64b313.pth', 73.360),
-    ]),
-    *_collection(TORCHVISION, [
-        ('torchvision/inception_v3.v1', 'inception_v3', 'inception_v3_google-0cc3c7bd.pth', 77.294),
-    ], train_resolution=299, test_resolution=299, resize_ratio=342 / 299),
+    *_torchvision(),
     # Files of timm 0.6.13, whose arrays are on Hugging Face now.
     *_collection(TIMM, [
         ('timm/inception_v3.tv_in1k', 'inception_v3', 'inception_v3_google-1a9a5a14.pth', 77.472),
@@ -218,25 +208,6 @@ RELEASES = (
     *_efficientnets(),
     *_of_timm(resnet_releases.ROWS),
     *_of_timm(layer_norm_releases.ROWS),
-    *_collection(TORCHVISION, [
-        ('torchvision/regnetx_032.v1', 'regnetx_032', 'regnet_x_3_2gf-f342aeae.pth', 78.364),
-        ('torchvision/regnety_016.v1', 'regnety_016', 'regnet_y_1_6gf-b11a554e.pth', 77.950),
-        ('torchvision/regnety_032.v1', 'regnety_032', 'regnet_y_3_2gf-b5a9779c.pth', 78.948),
-        ('torchvision/regnety_160.v1', 'regnety_160', 'regnet_y_16gf-9e6ed7dd.pth', 80.424),
-    ]),
-    *_collection(TORCHVISION, [
-        ('torchvision/regnetx_032.v2', 'regnetx_032', 'regnet_x_3_2gf-7071aa85.pth', 81.196),
-        ('torchvision/regnety_016.v2', 'regnety_016', 'regnet_y_1_6gf-0d7bc02a.pth', 80.876),
-        ('torchvision/regnety_032.v2', 'regnety_032', 'regnet_y_3_2gf-9180c971.pth', 81.982),
-        ('torchvision/regnety_160.v2', 'regnety_160', 'regnet_y_16gf-3e4a00f9.pth', 82.886),
-    ], train_resolution=176, resize_ratio=232 / 224),
-    # Instagram hashtags, then the whole network at 384 or the classifier alone at 224.
-    *_collection(TORCHVISION, [
-        ('torchvision/regnety_160.swag', 'regnety_160', 'regnet_y_16gf_swag-43afe44d.pth', 86.012),
-    ], train_resolution=384, test_resolution=384, resize_ratio=1.0, interpolation='bicubic'),
-    *_collection(TORCHVISION, [
-        ('torchvision/regnety_160.swag_linear', 'regnety_160', 'regnet_y_16gf_lc_swag-f3ec0043.pth', 83.976),
-    ], resize_ratio=1.0, interpolation='bicubic'),
     *_collection(CADENE, [
         ('cadene/senet154', 'senet154', 'senet154-c7b49a05.pth', 81.304),
     ]),

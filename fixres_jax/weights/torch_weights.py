@@ -109,6 +109,11 @@ def torch_name(path: str) -> str:
     return '.'.join((*modules, LEAVES.get(leaf, leaf)))
 
 
+def torch_names(model: Model) -> list[str]:
+    """Return the names of a model's state_dict in torch's order, batch counters left out."""
+    return [torch_name(path) for path in _in_order(model)]
+
+
 def _moves(path: str) -> bool:
     return path.endswith('/kernel')
 
@@ -167,7 +172,7 @@ def fitting(state_dict: Mapping[str, Any]) -> list[str]:
             return False
         try:
             expected = torch_shapes(models.create(name, **options))
-        except UsageError:  # no such width in this architecture
+        except (UsageError, ZeroDivisionError):  # no such width in this architecture, or a layer without channels
             return False
         return shapes == {name: leaf.shape for name, leaf in expected.items()}
 
