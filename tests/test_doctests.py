@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the pure modules are true."""
+"""The examples in docstrings are true."""
 
 import doctest
 import importlib
@@ -6,7 +6,8 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize('name', ['core.trees', 'core.tables', 'evaluation.intervals', 'training.schedules'])
+@pytest.mark.parametrize('name', ['core.trees', 'core.tables', 'evaluation.intervals', 'training.schedules',
+                                  'weights.imagenet', 'library'])  # fmt: skip
 def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(f'fixres_jax.{name}'))
     assert result.attempted and not result.failed

@@ -1,6 +1,5 @@
 """An adaptation alone: of a network and images that are given as values, with neither a config nor a workdir."""
 
-import dataclasses
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from fixres_jax.adaptation import adapt as one_pass
 from fixres_jax.adaptation import embeddings
-from fixres_jax.adaptation.adapt import SOLVERS
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.core.progress import log
 from fixres_jax.data import given, sources
 from fixres_jax.data.sources import Splits
-from fixres_jax.machines.runtime import one_pass
+from fixres_jax.machines import runtime
 from fixres_jax.runs import phases, provenance, run, settings, shipped
 from fixres_jax.runs.classifier import Classifier, names
 from fixres_jax.runs.images import selection
@@ -44,12 +43,10 @@ def open_run(
         raise UsageError('Nothing to choose the resolution on: give held_out above 0, such as 0.1, or a resolution.')
     run.check_network(s, net)
     train, kept = sources.training_parts(source, selection(s))
-    opened = run.make(s, net, Splits(train, kept, source), workdir)
     if unseen is None and s.reset_head and provenance.given_trainings(dict(net.about)) == [None]:
         unseen = True  # Of weights from outside; a network of other classes has been trained on other images.
-    if unseen and kept is not None:
-        how = dataclasses.replace(opened.adaptation, unseen=True, solver=s.adapt.solver_for(True))
-        opened = dataclasses.replace(opened, adaptation=how)
+    opened = run.make(s, net, Splits(train, kept, source), workdir, unseen=unseen)
+    one_pass.check(opened.start, opened.images, opened.adaptation)
     return opened
 
 
@@ -94,7 +91,7 @@ def plan(opened: Run) -> str:
     kept = f', {len(held_out):,} more held out' if held_out is not None else ''
     return (
         f'{opened.start.about["architecture"]} at {pixels} pixels{chosen}: one pass over {len(train):,} images{kept}, '
-        f'{batch} at once, read by {readers} threads; then its classifier by {SOLVERS[how.solver]}.'
+        f'{batch} at once, read by {readers} threads; then its classifier by {one_pass.SOLVERS[how.solver]}.'
     )
 
 
@@ -108,7 +105,7 @@ def estimate(opened: Run) -> float | None:
     step = embeddings.make_embed_step(network.model, feed.mesh)  # the one that the pass itself uses
     changes = {'before': {}, 'after': network.statistics(opened.adaptation.batch_norm)}
     first = sources.subset(images.train, range(3 * size))
-    for _, _, batch in one_pass(first, opened.test_transforms((pixels,)), feed):
+    for _, _, batch in runtime.one_pass(first, opened.test_transforms((pixels,)), feed):
         jax.block_until_ready(step(network.variables, changes, batch['image'][pixels]))
         ended.append(time.monotonic())
     how, count = opened.adaptation, len(images.train)

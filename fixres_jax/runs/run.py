@@ -12,7 +12,7 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.reading import cores
-from fixres_jax.data.sources import Splits
+from fixres_jax.data.sources import Source, Splits
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime, usual_batch
@@ -122,8 +122,15 @@ def check_network(s: Settings, given: Network | None) -> None:
     checks.layers(models.create(name, width=width, **s.model.of_family), {'train': s.train, 'finetune': of_name})
 
 
-def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path) -> Run:
+def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path, *, unseen: bool | None = None) -> Run:
     """Make a run of a config, a network that fits it and images.
+
+    Args:
+      s: the config.
+      given: the network that it begins with; None for a blank one.
+      images: of the run.
+      workdir: its folder.
+      unseen: whether the network has seen none of the held-out images; None for what its record of trainings says.
 
     Raises:
       UsageError: for anything that does not fit together.
@@ -163,7 +170,7 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
         present=present,
         start=start,
         given=about,
-        adaptation=_adaptation(s, finetuning, start.about['trained_on'], images),
+        adaptation=_adaptation(s, finetuning, _unseen(start.about['trained_on'], images.held_out, unseen)),
         finetuning=finetuning,
         adapted_about=start.about | {'trained_on': after},
     )
@@ -174,13 +181,18 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
     return run
 
 
-def _adaptation(s: Settings, finetuning: Finetuning, trainings: list[Any], images: Splits) -> Adaptation:
-    """Return how the config adapts in one pass; whether held-out images may choose depends on what was trained on."""
-    held_out = images.held_out
-    reason = provenance.why_seen(trainings, held_out) if held_out is not None else ''
+def _unseen(trainings: list[Any], held_out: Source | None, unseen: bool | None) -> bool:
+    """Say whether there are held-out images that the network has not seen, which alone may choose."""
+    if held_out is None or unseen is not None:
+        return held_out is not None and bool(unseen)
+    reason = provenance.why_seen(trainings, held_out)
     if reason:
         log.info('The network may have seen some of the %d held-out images: %s.', len(held_out), reason)
-    unseen = held_out is not None and not reason
+    return not reason
+
+
+def _adaptation(s: Settings, finetuning: Finetuning, unseen: bool) -> Adaptation:
+    """Return how the config adapts in one pass; whether held-out images may choose depends on what was trained on."""
     fields = vars(s.adapt) | {'solver': s.adapt.solver_for(unseen)}
     return Adaptation(**fields, batch_norm=finetuning.batch_norm, optimization=finetuning, unseen=unseen)
 
