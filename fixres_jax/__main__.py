@@ -46,13 +46,16 @@ def _run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f'{name!r} is not a command.{nearest(name, COMMANDS)} They are {", ".join(COMMANDS)}.')
     # As `python -m` does it, so that processes that read images start as they do there.
-    sys.argv = [f'{command.PROGRAM} {name}', *arguments[1:]]
+    sys.argv = [command.PROGRAM, *arguments[1:]]
+    command.call(name)
     try:
         runpy.run_module(COMMANDS[name][0], run_name='__main__', alter_sys=True)
     except SystemExit as end:
         if isinstance(end.code, str):
             raise
         return end.code or 0
+    finally:
+        command.call('')
     return 0
 
 

@@ -1,4 +1,9 @@
-"""Torch weights in and out: `python -m fixres_jax.convert resnet50 weights.pth OUT`; --help names the options."""
+"""Bring torch weights in, take a network back to torch, or list released weights.
+
+fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
+fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors
+fixres convert --list
+"""
 
 import argparse
 import contextlib
@@ -61,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog='python -m fixres_jax.convert',
         usage='%(prog)s MODEL WEIGHTS OUT [options] | --to-torch RUN OUT | --list',
-        description='Bring torch weights in, take a network back to torch, or list released weights.',
+        describe=__doc__,
     )
     add = parser.add_argument
     add('arguments', nargs='*', metavar='MODEL WEIGHTS OUT', help='architecture, weight file, folder to write')

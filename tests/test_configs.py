@@ -18,7 +18,7 @@ CONFIGS = [
     ('imagenette', 'small'),
     ('imagenette', 'resnet50'),
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
-    *(('finetune', variant) for variant in finetune.TABLE),
+    *(('finetune', f'{variant}{how}') for variant in finetune.TABLE for how in ('', ',paper')),
 ]
 
 

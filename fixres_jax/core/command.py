@@ -13,6 +13,13 @@ from fixres_jax.core.errors import RunError, UsageError
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
 PROGRAM = 'fixres'  # the console script
+_called = ''  # name under which `main` of the package runs a command
+
+
+def call(name: str) -> None:
+    """Let parsers say that they belong to a command of the console script; '' for a module of its own."""
+    global _called
+    _called = name and f'{PROGRAM} {name}'
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,12 +34,12 @@ class Parser(argparse.ArgumentParser):
             stand.
           **options: of argparse.
         """
-        name = sys.argv[0] if sys.argv[0].startswith(f'{PROGRAM} ') else prog
         if describe:
             first, _, rest = describe.partition('\n')
             options |= {'description': first, 'epilog': f'examples:\n{rest.strip(chr(10)).rstrip()}'}
-            options['formatter_class'] = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=name, **options)
+            other = options.get('formatter_class', argparse.HelpFormatter)
+            options['formatter_class'] = type('Help', (argparse.RawDescriptionHelpFormatter, other), {})
+        super().__init__(prog=_called or prog, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""

@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fixres_jax
-
 PACKAGE = 'configs'  # as config files import it: `from configs import base`
-_HERE = Path(fixres_jax.__file__).resolve().parent
+_HERE = Path(__file__).resolve().parent.parent
 FOLDER = next((path for path in (_HERE / PACKAGE, _HERE.parent / PACKAGE) if (path / 'base.py').is_file()), _HERE)
 
 
@@ -27,10 +25,9 @@ def find(name: str) -> str:
     Args:
       name: a path, or a name such as 'resnet50', or 'configs/resnet50.py' away from a clone.
     """
-    if Path(name).is_file():
-        return name
-    own = FOLDER / Path(name).with_suffix('.py').name
-    return str(own) if name and Path(name).parent in (Path(), Path(PACKAGE)) and own.is_file() else name
+    path = Path(name)
+    own = FOLDER / f'{path.stem}.py'
+    return str(own) if not path.is_file() and path.parent in (Path(), Path(PACKAGE)) and own.is_file() else name
 
 
 def provide() -> None:
