@@ -14,8 +14,10 @@ import time
 import jax
 from etils import epath
 
+from configs import base
 from fixres_jax import models
 from fixres_jax.adaptation import adapt
+from fixres_jax.core import sections
 from fixres_jax.core.files import write_json
 from fixres_jax.core.progress import log
 from fixres_jax.data import sources, transforms
@@ -25,7 +27,7 @@ from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.runs import provenance
 from fixres_jax.training import train
-from fixres_jax.training.optimization import Optimization
+from fixres_jax.training.optimization import Finetuning
 from fixres_jax.training.train import Writing
 from fixres_jax.weights import network
 
@@ -94,11 +96,8 @@ def measure(trained, images, resolution, args, runtime):
 
 def _optimization(architecture, args):
     """Return the reference's fine-tuning at this batch size."""
-    return Optimization(
-        epochs=args.epochs, batch_size=args.batch_size, accumulate_steps=1, lr=1e-3, lr_rule='fixres', schedule='step',
-        decay_every_epochs=30.0, warmup_epochs=0.0, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0,
-        repeats=1, **models.find(architecture).finetune,
-    )  # fmt: skip
+    given = {'epochs': float(args.epochs), 'batch_size': args.batch_size} | models.find(architecture).finetune()
+    return sections.fill(Finetuning, base.get_config().finetune.to_dict() | given)
 
 
 def _adaptation(optimization):

@@ -3,7 +3,7 @@
 Not a run by itself: data.source is empty.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 class Config(ConfigDict):
@@ -24,9 +24,12 @@ def get_config() -> Config:
     c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
+    c.tracker = 'tensorboard'  # where numbers of training go besides metrics.jsonl: tensorboard, wandb, none
+    c.validate_every_epochs = 1.0  # of training: passes between two looks at held-out images; 0: none
+    c.validation_images = 2000  # of them, at most; they decide nothing
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
-    c.compilation_cache = ''  # folder, in the workdir unless absolute, that keeps compiled programs for later starts
+    c.compilation_cache = ''  # folder, in the workdir unless absolute or gs://, of compiled programs for later starts
     c.restore_step = 0  # checkpoint to go on from, deleting those after it; 0: the last. For one start only
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
@@ -64,17 +67,31 @@ def get_config() -> Config:
 
     c.train = ConfigDict()
     c.train.resolution = 224  # pixels of the square crop
+    c.train.progressive = ()  # smaller sizes first: ((0.5, 160), (0.75, 192)) is 160 for half of the steps, then 192
     c.train.epochs = 240.0  # passes over the training images; 0: init_from is trained already
     c.train.batch_size = 512  # global
     c.train.accumulate_steps = 1  # parts of the batch computed one after the other; saves memory
     c.train.repeats = 1  # copies of an image in a batch, each augmented by itself
     c.train.lr = 0.02  # base learning rate
     c.train.lr_rule = 'fixres'  # fixres: 8 * lr * batch / 512; batch/256: lr * batch / 256; none: lr
-    c.train.schedule = 'step'  # step, cosine, constant
-    c.train.decay_every_epochs = 60.0  # of schedule=step, which divides the learning rate by ten
+    c.train.schedule = 'step'  # step, cosine, polynomial, one_cycle, constant
+    c.train.schedule_every = 'step'  # epoch: the learning rate changes once an epoch only
+    c.train.decay_every_epochs = 60.0  # of schedule=step
+    c.train.decay_rate = 0.1  # of schedule=step: what the learning rate is multiplied by
+    c.train.power = 1.0  # of schedule=polynomial
+    c.train.final_lr = 0.0  # that cosine, polynomial and one_cycle end with; no lr_rule scales it
     c.train.warmup_epochs = 0.0  # of linear rise
-    c.train.momentum = 0.9
-    c.train.weight_decay = 1e-4  # on every trained parameter
+    c.train.warmup_lr = 0.0  # that it begins with; no lr_rule scales it
+    c.train.warmup_prefix = True  # the schedule begins after the warm-up; False: at step 0, hidden by it, as in timm
+    c.train.optimizer = 'sgd'  # sgd (torch's), sgd_tf (Keras's), adamw, lamb, lars, rmsprop_tf
+    c.train.momentum = 0.9  # first beta of adamw and lamb
+    c.train.nesterov = False  # of sgd, sgd_tf and lars
+    c.train.beta2 = 0.0  # of adamw and lamb; of rmsprop_tf its decay; 0: 0.999 and 0.9
+    c.train.epsilon = 0.0  # 0: adamw 1e-8, lamb 1e-6, lars 1e-8, rmsprop_tf 1e-10
+    c.train.weight_decay = 1e-4
+    c.train.weight_decay_on = 'all'  # all, not_norms (all but norms, as torchvision), kernels (as timm)
+    c.train.layer_decay = 1.0  # learning rate of a block is this share of that of the next; below 1 for fine-tuning
+    c.train.clip_norm = 0.0  # the whole gradient is clipped to this norm; 0: not
     c.train.label_smoothing = 0.0  # share of the target spread over all classes
     c.train.trainable = '.*'  # regex of the parameters that train
     c.train.batch_norm = '.*'  # regex of the BatchNorm layers on batch statistics
@@ -85,10 +102,25 @@ def get_config() -> Config:
     c.train.flip = True  # horizontally, half of the time
     c.train.augment = ''  # trivial, randaugment-m9-n2 (torchvision's); rand-m7-mstd0.5-inc1 (timm's); augmix, 3augment
     c.train.jitter = 0.3  # of brightness, contrast and saturation
+    c.train.loss = 'cross_entropy'  # or bce: each class by itself is there or not
+    c.train.bce_threshold = -1.0  # of bce: a target above it becomes 1, any other 0; below 0: they stay as they are
+    c.train.ema = ConfigDict()  # moving average of the parameters; the sweep and what follows run on it
+    c.train.ema.decay = 0.0  # share of the old average; 0: no average
+    c.train.ema.warmup = False  # the decay rises from 0, as in timm
+    c.train.ema.start_epochs = 0.0  # until then the average is a copy
+    c.train.ema.every_steps = 1  # steps between two changes
+    c.train.mixing = ConfigDict()  # on the devices; the images of a BatchNorm group are mixed by one draw
+    c.train.mixing.mixup = 0.0  # alpha of its beta distribution; 0: no mixup
+    c.train.mixing.cutmix = 0.0  # likewise
+    c.train.mixing.probability = 1.0  # of a group being mixed
+    c.train.mixing.switch = 0.5  # probability of CutMix where both have an alpha
+    c.train.mixing.erasing = 0.0  # probability of an image losing a box
+    c.train.mixing.erasing_fill = 'zero'  # zero: the mean colour; noise
 
     c.test = ConfigDict()
-    c.test.resolution = 0  # pixels to adapt and report at; 0: chosen on the held-out images
-    c.test.resolutions = ()  # pixels, of the sweep and the curve; (): 0.75 to 2 times the training resolution
+    # Test resolutions: pixels of a square, or height and width: (352, 640) or '352x640'.
+    c.test.resolution = FieldReference(0, field_type=object)  # to adapt and report at; 0: chosen on the held-out images
+    c.test.resolutions = ()  # of the sweep and the curve; (): 0.75 to 2 times the training resolution
     c.test.resize = ''  # short: the shorter side; height: as FixRes weights were scored; '': as init_from, or short
     c.test.interpolation = ''  # bilinear, bicubic; '': that of init_from, or bilinear
     c.test.crop = True  # False: the whole image, padded to a square
@@ -126,10 +158,23 @@ def get_config() -> Config:
     c.finetune.lr = 1e-3  # base learning rate
     c.finetune.lr_rule = 'fixres'
     c.finetune.schedule = 'step'
+    c.finetune.schedule_every = 'step'
     c.finetune.decay_every_epochs = 30.0
+    c.finetune.decay_rate = 0.1
+    c.finetune.power = 1.0
+    c.finetune.final_lr = 0.0
     c.finetune.warmup_epochs = 0.0
+    c.finetune.warmup_lr = 0.0
+    c.finetune.warmup_prefix = True
+    c.finetune.optimizer = 'sgd'
     c.finetune.momentum = 0.9
+    c.finetune.nesterov = False
+    c.finetune.beta2 = 0.0
+    c.finetune.epsilon = 0.0
     c.finetune.weight_decay = 1e-4
+    c.finetune.weight_decay_on = 'all'
+    c.finetune.layer_decay = 1.0
+    c.finetune.clip_norm = 0.0
     c.finetune.label_smoothing = 0.0
     c.finetune.follows = 'code'  # what '' means below where the reference's code and paper differ: code or paper
     c.finetune.trainable = ''  # regex; '': the model's own, the classifier

@@ -1,8 +1,8 @@
 """The whole method on an embedded data set: JPEG files that the program draws itself.
 
 Command:   python -m fixres_jax.main --config configs/quickstart.py --workdir /tmp/quickstart
-Measured:  two CPU cores, seed 0: 68.9 at 48, 49.2 at 96, 75.6 adapted at 96 (2,000 test images, each known to about 2
-           points); 4 min 7 s of processor time.
+Measured:  two CPU cores, seed 0: 67.3 at 48, 59.0 at 64, 73.7 adapted at 64 (2,000 test images, each known to about 2
+           points).
 """
 
 from configs import base

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fixres_jax.core import command, progress
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,8 +23,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('network', metavar='NETWORK')
     add('data', metavar='DATA')
-    add('--resolution', type=int, help='pixels to test at; without it, chosen on the held-out images')
-    add('--resolutions', type=int, nargs='+', default=(), help='to choose from; training size to twice that')
+    add(
+        '--resolution',
+        type=Resolution.parse,
+        metavar='PIXELS',
+        help='to test at; else chosen on held-out images',
+    )
+    add(
+        '--resolutions',
+        type=Resolution.parse,
+        metavar='PIXELS',
+        nargs='+',
+        default=(),
+        help='to choose from',
+    )
     add('--held-out', type=float, default=0.1, help='share of the images kept apart to choose on; default: 0.1')
     add('--unseen', action='store_true', default=None, help='the network was never trained on these images: choose')
     add('--reset-head', action='store_true', help='start a fresh classifier, for other classes')

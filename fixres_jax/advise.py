@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         images_per_second=arguments.images_per_second,
         max_milliseconds=arguments.max_milliseconds,
     )
-    print(json.dumps(dataclasses.asdict(result), indent=2) if arguments.json else advice.describe(result))
+    print(json.dumps(dataclasses.asdict(result), indent=2) if arguments.json else advice.describe(result, name))
 
 
 if __name__ == '__main__':

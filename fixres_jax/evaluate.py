@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from fixres_jax.core import command, progress
+from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,7 +21,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('networks', metavar='NETWORK', nargs='+')
     add('data', metavar='DATA')
-    add('--resolutions', type=int, nargs='+', default=(), help='pixels; default: those of training and of the test')
+    add(
+        '--resolutions',
+        type=Resolution.parse,
+        metavar='PIXELS',
+        nargs='+',
+        default=(),
+        help='to test at',
+    )
     add('--crop-fractions', type=float, nargs='+', default=(), help='crop over resized side; default: the own one')
     add('--csv', help='file to write')
     add('--batch-size', type=int, default=0, help='images at once; default: what suits the devices')

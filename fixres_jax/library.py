@@ -29,6 +29,7 @@ from etils import epath
 
 from fixres_jax import __version__, models
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.evaluation.table import Table
 from fixres_jax.runs import alone, classifier, comparison
 from fixres_jax.runs.classifier import Classifier
@@ -116,9 +117,9 @@ def random(
 def adapt(
     net: Network,
     data: Data,
-    resolution: int | None = None,
+    resolution: int | Resolution | None = None,
     *,
-    resolutions: Iterable[int] = (),
+    resolutions: Iterable[int | Resolution] = (),
     held_out: float = 0.1,
     unseen: bool | None = None,
     **config: Any,
@@ -130,7 +131,7 @@ def adapt(
       data: training images with labels: a folder of class folders (of one with splits, that of training), prepared
         shards, 'tfds:NAME', (images uint8[N, H, W, 3], labels int[N]), pairs (image, label), or a data set of Hugging
         Face or torch.
-      resolution: pixels to test at; None to choose on the held-out images.
+      resolution: pixels to test at, such as 288 or Resolution('352x640'); None to choose on the held-out images.
       resolutions: to choose from; () for the training size to twice that.
       held_out: share of the images that are kept apart, to choose on; 0 for none, with a resolution.
       unseen: whether the network has been trained without the held-out images, which alone makes them fit to choose a
@@ -153,7 +154,7 @@ def adapt(
 def evaluate(
     networks: Network | Mapping[str, Network],
     data: Data,
-    resolutions: Iterable[int] = (),
+    resolutions: Iterable[int | Resolution] = (),
     *,
     crop_fractions: Iterable[float] = (),
     batch_size: int = 0,

@@ -50,11 +50,13 @@ def _task(values: flags.FlagValues) -> None:
     from fixres_jax.machines import processes
     from fixres_jax.runs import recipe
 
+    progress.show_log()
     if values.distributed:
         processes.start(values.coordinator_address, values.num_processes, values.process_id)
     elif values.coordinator_address or values.num_processes or values.process_id:
         raise UsageError('--coordinator_address, --num_processes and --process_id go with --distributed.')
-    progress.show_log(processes.is_host0())
+    if not processes.is_host0():
+        progress.log.setLevel('WARNING')
     recipe.run(values.config, values.workdir)
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from fixres_jax.core import command, files
+from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -22,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     add('network', metavar='NETWORK')
     add('images', metavar='IMAGES', nargs='+')
     add('--top', type=int, default=5, help='classes to name; default: 5')
-    add('--resolution', type=int, help="pixels; default: the network's own")
+    add('--resolution', type=Resolution.parse, metavar='PIXELS', help="pixels; default: the network's own")
     add('--csv', help='file to write instead of printing: image, class, probability')
     return parser
 

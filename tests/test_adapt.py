@@ -11,6 +11,7 @@ import optax
 import pytest
 import scipy.optimize
 
+from defaults import optimization
 from fixres_jax import models
 from fixres_jax.adaptation import adapt, classifier, embeddings, statistics
 from fixres_jax.core import trees
@@ -20,12 +21,11 @@ from fixres_jax.data.sources import Splits
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.models import EVAL
-from fixres_jax.training.optimization import Optimization
 from fixres_jax.weights.network import Network
 
 RESOLUTION = 32
 LAYER = 'layer4/1/bn2'
-SGD = Optimization(
+SGD = optimization(
     epochs=3.0, batch_size=16, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0, warmup_epochs=0.0,
     momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, accumulate_steps=1, trainable='fc/.*', batch_norm=LAYER,
     repeats=1,

@@ -16,6 +16,13 @@ from fixres_jax.runs import command_line, shipped
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_process_of_its_own(monkeypatch):
+    """Other tests have imported the commands, which `python -m` would warn of."""
+    for module, _ in fixres.COMMANDS.values():
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
 def test_every_command_is_a_module_and_every_module_a_command():
     modules = {module for module, _ in fixres.COMMANDS.values()}
     assert all(importlib.util.find_spec(module) for module in modules)

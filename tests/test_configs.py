@@ -4,12 +4,14 @@ import ast
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from configs import base, finetune, resnet50
+from configs import base, finetune, resnet50, resnet50_ffcv
 from fixres_jax import models
 from fixres_jax.runs import settings
 from fixres_jax.runs.run import default_resolutions
+from fixres_jax.training.optimization import make_optimizer
 from goldens import make_configs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +20,7 @@ CONFIGS = [
     ('imagenette', 'small'),
     ('imagenette', 'resnet50'),
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
+    *(('resnet50_ffcv', variant) for variant in resnet50_ffcv.LARGER_FROM),
     *(('finetune', f'{variant}{how}') for variant in finetune.TABLE for how in ('', ',paper')),
 ]
 
@@ -62,6 +65,28 @@ def test_every_field_of_base_is_read_and_explained():
     read |= {one.value for one in listed if isinstance(one, ast.Constant)}
     for name in fields(base.get_config()):
         assert name.split('.')[-1] in read, f'{name} is read nowhere'
+
+
+def ffcv_resolution(epoch, ramp):
+    """Return the size of an epoch as FFCV's trainer has it: a ramp from 160 to 192, rounded to multiples of 32."""
+    size = np.interp(epoch, ramp, (160, 192))
+    return int(np.round(size / 32)) * 32
+
+
+@pytest.mark.parametrize(
+    'epochs, ramp', [(16, (11, 13)), (24, (17, 20)), (32, (23, 27)), (40, (29, 34)), (56, (41, 48)), (88, (65, 76))]
+)
+def test_ffcv_trains_every_epoch_at_ffcvs_size_and_rate(epochs, ramp):
+    train = settings.read(resnet50_ffcv.get_config(str(epochs))).train
+    num_steps, _, schedule = make_optimizer(train, 312 * 4096)  # as many steps an epoch as FFCV's
+    assert num_steps == 312 * epochs
+    starts = {round(share * num_steps): size for share, size in train.sizes.items()}
+    for epoch in range(epochs):
+        found = next(size for start, size in sorted(starts.items(), reverse=True) if start <= 312 * epoch)
+        assert found == ffcv_resolution(epoch, ramp), epoch
+        for step in (312 * epoch, 312 * epoch + 100):
+            expected = np.interp(step / 312, (0, 2, epochs), (1.7e-4, 1.7, 0))
+            assert float(schedule(step)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_finetune_covers_every_model():

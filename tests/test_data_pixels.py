@@ -54,7 +54,7 @@ def test_a_mirrored_view_is_taken_as_it_looks():
 @pytest.mark.parametrize('left, top', [(0, 0), (5, 3), (-4, 2), (6, -3), (-2, -2), (20, 20), (-20, 0)])
 def test_a_crop_is_black_outside_of_the_image(left, top):
     image = Image.fromarray(np.random.default_rng(3).integers(0, 256, (12, 10, 3), np.uint8))
-    found = pixels.to_rgb(pixels.crop(pixels.of_image(image), left, top, 8))
+    found = pixels.to_rgb(pixels.crop(pixels.of_image(image), left, top, (8, 8)))
     assert np.array_equal(found, image.crop((left, top, left + 8, top + 8)))
 
 

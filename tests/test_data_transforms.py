@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import json
+import math
 import pathlib
 import pickle
 
@@ -161,7 +163,7 @@ def test_flip_and_resize_then_random_crop():
 def test_shifted_crop_moves_sideways_only():
     columns = np.broadcast_to(np.arange(128, dtype=np.uint8)[None, :, None] * 2, (64, 128, 3))
     rows = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (64, 128, 3))
-    transform = transforms.ShiftedTransform(56, 64, 0.0, 'short', 'bilinear')
+    transform = transforms.ShiftedTransform(56, (64, 64), 0.0, 'short', 'bilinear')
     starts = set()
     for seed in range(900):
         shifted = transform(columns, np.random.default_rng(seed))
@@ -185,7 +187,7 @@ class Extreme(np.random.Generator):
 @pytest.mark.parametrize('excess', range(17))
 def test_shifted_crop_never_leaves_the_image_and_reaches_both_edges(excess):
     columns = np.zeros((8, 8 + excess, 3), np.uint8) + 10 * np.arange(1, 9 + excess, dtype=np.uint8)[None, :, None]
-    transform = transforms.ShiftedTransform(8, 8, 0.0, 'short', 'bilinear')
+    transform = transforms.ShiftedTransform(8, (8, 8), 0.0, 'short', 'bilinear')
     transform(columns, np.random.default_rng(0))
     found = {transform(columns, Extreme(largest)).tobytes() for largest in (False, True)}
     flips = columns, columns[:, ::-1]
@@ -196,7 +198,7 @@ def test_shifted_crop_never_leaves_the_image_and_reaches_both_edges(excess):
 @pytest.mark.parametrize('excess', [1, 3, 4, 7])
 def test_shifted_crop_is_as_likely_at_every_place(excess):
     columns = np.zeros((8, 8 + excess, 3), np.uint8) + 10 * np.arange(1, 9 + excess, dtype=np.uint8)[None, :, None]
-    transform = transforms.ShiftedTransform(8, 8, 0.0, 'short', 'bilinear')
+    transform = transforms.ShiftedTransform(8, (8, 8), 0.0, 'short', 'bilinear')
     starts = [int(transform(columns, np.random.default_rng(seed)).min()) // 10 - 1 for seed in range(1600)]
     counts = np.bincount(starts)
     expected = 1600 / (excess + 1)
@@ -270,3 +272,38 @@ def test_bad_images_give_one_line():
         message = str(caught.value)
         assert message.startswith(f'Image 7, /data/{name}, cannot be decoded: ') and '\n' not in message, message
         assert message.endswith('.') and '..' not in message
+
+
+@pytest.mark.parametrize('height, width', [(40, 64), (64, 40), (20, 90), (50, 50)])
+@pytest.mark.parametrize('resize_ratio', [1.0, 256 / 224])
+def test_a_crop_that_is_no_square_is_covered_by_the_resized_image_and_no_more(height, width, resize_ratio):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (75, 120, 3), np.uint8))
+    found = transforms.make_test((height, width), resize_ratio)(image)
+    assert found.shape == (height, width, 3)
+    wanted = [math.floor(resize_ratio * side + 1e-9) for side in (height, width)]
+    # One side is as wanted, the other follows the image and is at least that.
+    by_width = wanted[1], 75 * wanted[1] // 120
+    by_height = 120 * wanted[0] // 75, wanted[0]
+    size = by_width if by_width[1] >= wanted[0] else by_height
+    assert min(size[0] - wanted[1], size[1] - wanted[0]) == 0
+    resized = np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+    top, left = (round((length - side) / 2) for length, side in zip(resized.shape, (height, width), strict=False))
+    assert np.array_equal(found, resized[top : top + height, left : left + width])
+    assert np.array_equal(transforms.make_test(f'{height}x{width}', resize_ratio)(image), found)
+
+
+def test_a_whole_image_is_padded_to_a_crop_that_is_no_square():
+    image = Image.fromarray(np.full((40, 60, 3), 200, np.uint8))
+    found = transforms.make_test((32, 96), crop=False)(image)
+    assert found.shape == (32, 96, 3) and (found[:, 24:72] == 200).all()
+    assert not found[:, :24].any() and not found[:, 72:].any()
+
+
+def test_v2_shifts_a_crop_that_is_no_square_sideways():
+    columns = np.broadcast_to(np.arange(128, dtype=np.uint8)[None, :, None], (40, 128, 3))
+    transform = transforms.make_finetune((40, 100), resize_ratio=1.0, augmentation='v2')
+    shapes = {transform(columns, np.random.default_rng(seed)).shape for seed in range(3)}
+    assert shapes == {(40, 100, 3)}
+    plain = dataclasses.replace(transform, jitter=0.0)
+    starts = {int(plain(columns, np.random.default_rng(seed)).min()) for seed in range(200)}
+    assert starts == set(range(29))

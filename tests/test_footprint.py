@@ -155,6 +155,21 @@ def test_recomputation_saves_memory_and_costs_work_on_a_tpu(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
+def test_of_sizes_that_grow_the_largest_is_compiled(tmp_path):
+    command = [sys.executable, '-m', 'fixres_jax.dryrun', '--config', 'configs/resnet50_ffcv.py:88', '--steps=train']
+    run = subprocess.run(
+        [*command, '--topology=v5p:2x2x2', f'--json={tmp_path}/out.json'],
+        capture_output=True, text=True, cwd=ROOT, timeout=1800,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    (train,) = json.loads((tmp_path / 'out.json').read_text())['steps']
+    assert train['resolution'] == 192 and train['batch_size'] == 4096 and train['fits']
+    steps, share = 88 * 0.98 * 1_281_167 / 4096, 71 / 88
+    assert train['num_steps'] == pytest.approx(steps * (share * (160 / 192) ** 2 + 1 - share), rel=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not CUDA, reason='needs the CUDA build of jax, such as jax[cuda12]')
 def test_two_gpus_with_the_gpu_compiler(tmp_path):
     steps = {}

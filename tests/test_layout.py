@@ -39,7 +39,7 @@ DATA_MAY_IMPORT = {
     'simplejpeg',
 }
 BEAM = 'fixres_jax/data/beam.py'  # the one file that imports Beam, which is an extra
-CORE_WITHOUT_JAX = ('errors', 'files', 'progress', 'sections')
+CORE_WITHOUT_JAX = ('errors', 'files', 'progress', 'resolution', 'sections')
 FORBIDDEN = ('config.get(', 'pmap(', 'shard_map(', 'flax.training')
 EXEMPT = {('devices.py', 'shard_map(')}  # around an error of XLA
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import defaults
 from fixres_jax.core.errors import UsageError
 from fixres_jax.training import optimization, schedules
 
@@ -51,12 +52,16 @@ RULES = {'fixres': 0.2, 'batch/256': 0.05, 'none': 0.1}
 PLAIN = {
     'step': {0: 1, 39: 1, 40: 0.1, 79: 0.1, 80: 0.01, 99: 0.01},
     'cosine': {0: 1, 25: 0.853553, 50: 0.5, 75: 0.146447, 100: 0},
+    'polynomial': {0: 1, 25: 0.75, 50: 0.5, 100: 0},
+    'one_cycle': {0: 1, 33: 0.75, 66: 0.25, 99: 0},
     'constant': {0: 1, 50: 1, 99: 1},
 }
 # After one epoch of warm-up the schedule begins, and a cosine ends with the run.
 WARMED_UP = {
     'step': {0: 0, 5: 0.5, 10: 1, 49: 1, 50: 0.1, 89: 0.1, 90: 0.01},
     'cosine': {0: 0, 5: 0.5, 10: 1, 55: 0.5, 100: 0},
+    'polynomial': {0: 0, 5: 0.5, 10: 1, 55: 0.5, 100: 0},
+    'one_cycle': {0: 0, 3: 0.25, 6: 0.75, 9: 1, 54: 0.5, 99: 0},
     'constant': {0: 0, 9: 0.9, 10: 1, 99: 1},
 }
 
@@ -67,7 +72,7 @@ WARMED_UP = {
 def test_an_optimizer_takes_its_learning_rate_from_the_batch_and_its_schedule_from_the_epochs(
     rule, name, warmup, shares
 ):
-    how = optimization.Optimization(
+    how = defaults.optimization(
         epochs=10.0, batch_size=128, accumulate_steps=1, lr=0.1, lr_rule=rule, schedule=name, decay_every_epochs=4.0,
         warmup_epochs=warmup, momentum=0.8, weight_decay=0.01, label_smoothing=0.0, trainable='.*', batch_norm='.*',
         repeats=1,
@@ -87,7 +92,7 @@ def test_an_optimizer_takes_its_learning_rate_from_the_batch_and_its_schedule_fr
 
 
 def test_a_phase_has_at_least_one_step():
-    how = optimization.Optimization(
+    how = defaults.optimization(
         epochs=2.5, batch_size=48, accumulate_steps=1, lr=0.1, lr_rule='none', schedule='step', decay_every_epochs=0.1,
         warmup_epochs=0.0, momentum=0.9, weight_decay=0.0, label_smoothing=0.0, trainable='.*', batch_norm='.*',
         repeats=1,

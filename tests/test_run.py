@@ -48,12 +48,12 @@ def make(config, tmp_path):
 def test_the_training_transform_is_the_configs(config, tmp_path):
     config.train.update(crop='tensorflow', interpolation='bicubic', flip=False, jitter=0.0)
     made = make(config, tmp_path)
-    transform = phases.train_transform(made)
+    transform = phases.train_transforms(made)[0.0]
     assert (transform.crop.crop, transform.flip, transform.jitter) == ('tensorflow', False, 0.0)
     record = made.images.train[0]
     image = decoding.EncodedImage(record['encoded'], record['name'], 0)
     config.train.interpolation = 'bilinear'
-    other = phases.train_transform(make(config, tmp_path))
+    other = phases.train_transforms(make(config, tmp_path))[0.0]
     a, b = (t(image, np.random.default_rng(0)) for t in (transform, other))
     assert a.shape == b.shape == (32, 32, 3) and (a != b).any()
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from defaults import optimization
 from fixres_jax import models, studies
 from fixres_jax.adaptation import adapt
 from fixres_jax.core.files import write_arrays, write_json
@@ -18,12 +19,11 @@ from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.studies import ablation, sizes
 from fixres_jax.studies.study import Pair, Subject
-from fixres_jax.training.optimization import Optimization
 from fixres_jax.training.train import Writing
 from fixres_jax.weights.network import Network
 
 LAYER = 'layer4/1/bn2'
-SGD = Optimization(
+SGD = optimization(
     epochs=1.0, batch_size=16, accumulate_steps=1, lr=0.05, lr_rule='none', schedule='cosine', decay_every_epochs=1.0,
     warmup_epochs=0.0, momentum=0.9, weight_decay=1e-4, label_smoothing=0.0, trainable='fc/.*', batch_norm=LAYER,
     repeats=1,
@@ -118,6 +118,16 @@ def test_regions_come_with_their_closed_form(subject):
     assert (arrays['train'] * widths).sum() == pytest.approx(1)
 
 
+def test_the_cost_of_a_size_is_that_of_its_pixels(subject):
+    numbers, _ = studies.STUDIES['cost'].compute(subject)
+    small, large = numbers['rows']
+    assert (small['resolution'], large['resolution'], numbers['batch_size']) == (32, 48, 24)
+    assert large['gflop'] / small['gflop'] == pytest.approx((48 / 32) ** 2, rel=0.6)  # the borders are padding
+    assert small['milliseconds'] > 0
+    header, rows = studies.STUDIES['cost'].table(numbers)
+    assert '2 per multiply-add' in header[1] and '(1.00 of that at 32)' in rows[0][1]
+
+
 def test_figures_need_only_what_is_saved(tmp_path):
     rng = np.random.default_rng(0)
     change = {'difference': 1.0, 'low': 0.5, 'high': 1.5}
@@ -127,7 +137,7 @@ def test_figures_need_only_what_is_saved(tmp_path):
     saved = {
         'regions': (
             {'images': 5, 'train_area': spread, 'test_area': spread, 'apparent_size': spread, 'closed_form': spread},
-            {'edges': np.linspace(0, 1, 5), 'train': np.ones(4), 'test': np.ones(4)},
+            {'edges': np.linspace(0, 1, 5), 'train': np.ones(4), 'test': np.array([0, 0, 4, 0])},
         ),
         'activations': (
             {'rows': [{'resolution': 32, 'network': name, 'near_zero': 0.1} for name in ('before', 'after')]},
@@ -141,6 +151,13 @@ def test_figures_need_only_what_is_saved(tmp_path):
             },
             {'gained': rng.integers(0, 256, (5, 8, 8, 3), np.uint8), 'lost': np.zeros((0, 8, 8, 3), np.uint8)},
         ),
+        'cost': (
+            {
+                'model': 'resnet18', 'devices': '1 x cpu', 'batch_size': 2, 'train_resolution': 32,
+                'rows': [{'resolution': r, 'gflop': r, 'milliseconds': r} for r in (32, 48)],
+            },
+            {},
+        ),
         'grid': ({'rows': [{'train_resolution': 32, 'curve': [point | {'resolution': r} for r in (32, 48)]}]}, {}),
     }  # fmt: skip
     assert saved.keys() == studies.STUDIES.keys()
@@ -149,4 +166,4 @@ def test_figures_need_only_what_is_saved(tmp_path):
         write_arrays(tmp_path / 'studies' / f'{name}.npz', arrays)
         studies.draw(epath.Path(tmp_path), name)
     drawn = {path.stem for path in (tmp_path / 'plots').iterdir()}
-    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'grid'}
+    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'grid'}

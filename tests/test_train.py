@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from defaults import optimization
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import RunError, UsageError
@@ -16,7 +17,7 @@ from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.machines import preemption, sharding
 from fixres_jax.machines.runtime import Runtime
 from fixres_jax.training import loop, state, train
-from fixres_jax.training.optimization import Optimization, make_sgd
+from fixres_jax.training.optimization import make_sgd
 from fixres_jax.training.schedules import make_schedule
 from fixres_jax.training.step import make_train_step
 from fixres_jax.weights import checkpoint
@@ -24,7 +25,7 @@ from fixres_jax.weights.network import Network
 
 MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
 TRAIN = transforms.make_train(32)
-FROM_SCRATCH = Optimization(
+FROM_SCRATCH = optimization(
     epochs=2,
     batch_size=16,
     accumulate_steps=1,

@@ -161,7 +161,7 @@ def adapt(
             result = network.replaced(leaves).with_head(head)
         record |= cost | {'part_seconds': seconds | {'classifier': time.monotonic() - began}}
         adapted[resolution] = result, record
-        log.info('%s at %d: %s.', feed.title, resolution, describe(record))
+        log.info('%s at %s: %s.', feed.title, resolution, describe(record))
     for data in (*training.values(), *checking.values()):
         if data.path:
             data.path.unlink()
@@ -199,7 +199,8 @@ def fit(
 
     Args:
       training: embeddings of the training images under the new statistics.
-      before, after: of the held-out images, under the old and the new statistics; None where there are none.
+      before: of the held-out images, under the old statistics; None where there are none.
+      after: the same under the new statistics.
       old: the classifier to begin from.
       how: see `Adaptation`.
       seed: of SGD's batches.
@@ -289,8 +290,8 @@ def describe(record: dict[str, Any]) -> str:
         return f'the old classifier and statistics were kept: none was better on {before["count"]} held-out images'
     return (
         f'{solver}, weight decay {record["chosen"]:g}, chosen on {before["count"]} held-out images: '
-        f'top-1 {before["top1"]:.2f} -> {after["top1"]:.2f} %, '
-        f'cross entropy {before["loss"]:.4f} -> {after["loss"]:.4f}'
+        f'top-1 from {before["top1"]:.2f} to {after["top1"]:.2f} %, '
+        f'cross entropy from {before["loss"]:.4f} to {after["loss"]:.4f}'
     )
 
 

@@ -19,7 +19,7 @@ from fixres_jax.data import pipeline
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import sharding
-from fixres_jax.machines.runtime import Batch, Feed, one_pass, watched
+from fixres_jax.machines.runtime import Batch, Feed, keep_pace, one_pass, watched
 from fixres_jax.models import EVAL, Model, Variables
 from fixres_jax.weights.network import Network
 
@@ -220,24 +220,31 @@ def embed(
         for point, path in _places(shape, points, feed.mesh, storage).items():
             writers[point] = _Writer(shape, storage.dtype, feed.mesh, path)
 
-    def add(number: int, batch: dict[str, Any], images: Mapping[Any, jax.Array]) -> None:
-        labels[number], indices[number] = batch['label'], batch['index']
+    pending: list[Any] = []
+
+    def add(number: int, batch: dict[str, Any], images: Mapping[Any, jax.Array]) -> list[dict[str, jax.Array]]:
+        labels[number], indices[number], embeddings = batch['label'], batch['index'], []
         for key, image in images.items():
             embedding = step(network.variables, changes[key], image)
             if not writers:
                 open_writers(next(iter(embedding.values())).shape[-1])
             for name in keep or embedding:
                 writers[key, name].put(number, embedding[name])
+            embeddings.append(embedding)
+        return embeddings
 
     # 1. The images, and behind all of them their mirror images, which cost no second reading.
     for number, host, device in one_pass(source, transforms, feed):
-        add(number, host, device['image'])
+        added = add(number, host, device['image'])
         if extra.flip:
-            add(num_batches + number, host, {key: image[:, :, ::-1] for key, image in device['image'].items()})
+            mirrored = {key: image[:, :, ::-1] for key, image in device['image'].items()}
+            added = added + add(num_batches + number, host, mirrored)
+        keep_pace(pending, added, last=number + 1 == num_batches)
     # 2. The augmented copies, which are read again.
     if num_copies:
         for number, host, device in _copies(source, extra, num_copies, feed):
-            add(total - num_copies + number, host, {key: device['image'] for key in changes})
+            added = add(total - num_copies + number, host, {key: device['image'] for key in changes})
+            keep_pace(pending, added, last=number + 1 == num_copies)
     count = len(source) * (1 + extra.flip) + num_copies * size
     return {point: writer.finish(labels, indices, part, count) for point, writer in writers.items()}
 

@@ -13,8 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.core.resolution import Resolution
 
-KINDS = {bool: 'True or False', int: 'a whole number', float: 'a finite number', str: 'text'}
+KINDS = {
+    bool: 'True or False',
+    int: 'a whole number',
+    float: 'a finite number',
+    str: 'text',
+    Resolution: Resolution.EXPECTED,
+}
 
 
 class Rule(NamedTuple):
@@ -104,6 +111,8 @@ def is_regex(value: str) -> bool:
 
 def convert(value: Any, kind: Any) -> Any:
     """Return a value as its type; whole numbers do for others, lists for tuples. Raise TypeError for what does not."""
+    if kind is Resolution:
+        return Resolution.parse(value)
     if typing.get_origin(kind) is tuple and isinstance(value, (list, tuple)):
         return tuple(convert(one, typing.get_args(kind)[0]) for one in value)
     if kind in (bool, str) and isinstance(value, kind):

@@ -20,7 +20,11 @@ def difference(change: Mapping[str, float]) -> tuple[str, str]:
 
     >>> difference({'difference': 1.5, 'low': -0.25, 'high': 3.0})
     ('+1.50', '-0.25 to +3.00')
+    >>> difference({'difference': 0.0, 'low': 0.0, 'high': 0.0})
+    ('none', 'the same network')
     """
+    if change['low'] == change['high']:
+        return 'none', 'the same network'
     return f'{change["difference"]:+.2f}', f'{change["low"]:+.2f} to {change["high"]:+.2f}'
 
 

@@ -54,7 +54,7 @@ ONE_PROCESS = Readers()
 
 def train_batches(
     source: Source,
-    transform: Transform,
+    transform: Transform | Mapping[int, Transform],
     readers: Readers = ONE_PROCESS,
     *,
     batch_size: int,
@@ -73,7 +73,7 @@ def train_batches(
 
     Args:
       source: records.
-      transform: makes uint8[R, R, 3] of an image.
+      transform: makes uint8[R, R, 3] of an image; or several, each under the first step that it is for, such as 0.
       readers: who reads, and which part of each batch.
       batch_size: images a step, of all hosts together.
       seed: of the order and the augmentation.
@@ -95,7 +95,8 @@ def train_batches(
             f'seed={seed}, start_step={start_step}, num_steps={num_steps}.'
         )
     share = _share(source, batch_size, readers)
-    load = _TrainLoader(source, transform, share, seed, repeats)
+    stages = transform if isinstance(transform, Mapping) else {0: transform}
+    load = _TrainLoader(source, tuple(sorted(stages.items(), reverse=True)), share, seed, repeats)
     return _run(load, share, start_step, num_steps, readers)
 
 
@@ -217,13 +218,15 @@ class _TrainLoader:
     """Make the chunk of a chunk number: the one object that travels to worker processes."""
 
     source: Source
-    transform: Transform
+    stages: tuple[tuple[int, Transform], ...]  # (first step, transform), the last stage first
     share: _Share
     seed: int
     repeats: int
 
     def __call__(self, chunk: int) -> Batch:
         samples, places = self.share.samples(int(chunk), self.repeats)
+        step = int(chunk) // self.share.num_chunks
+        transform = next(transform for first, transform in self.stages if first <= step)
         records = [sample_record(int(sample), len(self.source), self.seed, self.repeats)[1] for sample in samples]
         images, labels, previous = [], [], None
         for sample, index in zip(samples, records, strict=True):
@@ -232,7 +235,7 @@ class _TrainLoader:
                 if records.count(index) > 1:
                     image.load()  # once for all copies
                 previous = index
-            images.append(self.transform(image, sample_rng(int(sample), self.seed)))
+            images.append(transform(image, sample_rng(int(sample), self.seed)))
             labels.append(label)
         return {
             'image': np.stack(images),

@@ -69,25 +69,26 @@ def _down(pixels: np.ndarray, size: tuple[int, int], radius: int) -> np.ndarray:
     return _resize_down(rows, *_weights(pixels.shape[0], size[1], radius)).view(np.uint32)
 
 
-def crop(pixels: np.ndarray, left: int, top: int, side: int) -> np.ndarray:
-    """Return the square at (left, top); what lies outside the image is black.
+def crop(pixels: np.ndarray, left: int, top: int, size: tuple[int, int]) -> np.ndarray:
+    """Return the rectangle at (left, top); what lies outside the image is black.
 
     Args:
       pixels: uint32[H, W].
       left, top: where it begins, in pixels; may be negative.
-      side: of the square, in pixels.
+      size: (width, height) of the rectangle, in pixels.
 
     Returns:
-      uint32[side, side], contiguous.
+      uint32[height, width], contiguous.
     """
     height, width = pixels.shape
-    if 0 <= left <= width - side and 0 <= top <= height - side:
-        return np.ascontiguousarray(pixels[top : top + side, left : left + side])
-    square = np.zeros((side, side), np.uint32)
-    inside = pixels[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
+    right, bottom = left + size[0], top + size[1]
+    if 0 <= left and right <= width and 0 <= top and bottom <= height:
+        return np.ascontiguousarray(pixels[top:bottom, left:right])
+    rectangle = np.zeros((size[1], size[0]), np.uint32)
+    inside = pixels[max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
     down, across = max(0, -top), max(0, -left)
-    square[down : down + inside.shape[0], across : across + inside.shape[1]] = inside
-    return square
+    rectangle[down : down + inside.shape[0], across : across + inside.shape[1]] = inside
+    return rectangle
 
 
 def adjust_colors(pixels: np.ndarray, factors: Sequence[float], order: Sequence[int]) -> np.ndarray:

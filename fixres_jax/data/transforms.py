@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.core.resolution import Resolution, shape
 from fixres_jax.data import augment as policies
 from fixres_jax.data import pixels
 from fixres_jax.data.augment import Augment
@@ -43,14 +44,28 @@ def resize_side(resolution: int, resize_ratio: float) -> int:
     return math.floor(resize_ratio * resolution + 1e-9)
 
 
-def _resized(image: AnyImage, side: int, resize: str, interpolation: str) -> np.ndarray:
-    """Resize so that one side ('short', 'height' or 'long') has `side` pixels; the other is rounded down."""
+def _resized(image: AnyImage, sides: tuple[int, int], resize: str, interpolation: str) -> np.ndarray:
+    """Resize so that the image covers (height, width) ('short'), fits into it ('long') or has its height ('height').
+
+    One side becomes that of `sides`; the other is rounded down.
+    """
     image = image.crop((0, 0, *image.size)) if isinstance(image, EncodedImage) else pixels.of_image(_as_image(image))
-    height, width = image.shape
-    reference = {'short': min(width, height), 'height': height, 'long': max(width, height)}[resize]
+    (height, width), (new_height, new_width) = image.shape, sides
+    wider = new_width * height >= new_height * width  # what is wanted, than the image
+    by_width = {'short': wider, 'long': not wider, 'height': False}[resize]
     # An extreme aspect ratio would leave the other side without a pixel.
-    size = tuple(side if length == reference else max(1, side * length // reference) for length in (width, height))
+    if by_width:
+        size = new_width, max(1, new_width * height // width)
+    else:
+        size = max(1, new_height * width // height), new_height
     return pixels.resize(image, size, interpolation)
+
+
+def _center_crop(image: np.ndarray, resolution: int | Resolution, left: int | None = None) -> np.ndarray:
+    """Return the crop in the middle as uint8[H, W, 3], or the one that begins at `left`."""
+    height, width = shape(resolution)
+    left = _center(image.shape[1], width) if left is None else left
+    return pixels.to_rgb(pixels.crop(image, left, _center(image.shape[0], height), (width, height)))
 
 
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
@@ -78,9 +93,9 @@ class TrainTransform:
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
         if self.crop.crop == 'resize':
             side = resize_side(self.resolution, self.crop.resize_ratio)
-            image = _resized(image, side, 'short', self.interpolation)
+            image = _resized(image, (side, side), 'short', self.interpolation)
             left, top = (int(rng.integers(length - self.resolution + 1)) for length in reversed(image.shape))
-            image = pixels.crop(image, left, top, self.resolution)
+            image = pixels.crop(image, left, top, (self.resolution, self.resolution))
         else:
             image = pixels.resize(self._crop(image, rng), (self.resolution, self.resolution), self.interpolation)
         if self.flip:
@@ -105,40 +120,36 @@ class TestTransform:
 
     __test__ = False  # not for pytest to collect
 
-    resolution: int
-    side: int
+    resolution: int | Resolution
+    sides: tuple[int, int]
     resize: str
     interpolation: str
 
     def __call__(self, image: AnyImage, rng: np.random.Generator | None = None) -> np.ndarray:
-        image = _resized(image, self.side, self.resize, self.interpolation)
-        left, top = (_center(length, self.resolution) for length in reversed(image.shape))
-        return pixels.to_rgb(pixels.crop(image, left, top, self.resolution))
+        return _center_crop(_resized(image, self.sides, self.resize, self.interpolation), self.resolution)
 
 
 @dataclasses.dataclass(frozen=True)
 class ShiftedTransform:
     """Resize, flip, jitter, and crop the centre shifted sideways at random; made by `make_finetune`."""
 
-    resolution: int
-    side: int
+    resolution: int | Resolution
+    sides: tuple[int, int]
     jitter: float
     resize: str
     interpolation: str
 
     def __call__(self, image: AnyImage, rng: np.random.Generator) -> np.ndarray:
-        image = _resized(image, self.side, self.resize, self.interpolation)
+        image = _resized(image, self.sides, self.resize, self.interpolation)
         image = color_jitter(_flip(image, rng), self.jitter, rng)
-        left, top = (_center(length, self.resolution) for length in reversed(image.shape))
-        excess = image.shape[1] - self.resolution
-        if excess > 0:  # every place inside the image is as likely
-            left = int(rng.integers(excess + 1))
-        return pixels.to_rgb(pixels.crop(image, left, top, self.resolution))
+        excess = image.shape[1] - shape(self.resolution)[1]
+        # Every place inside the image is as likely.
+        return _center_crop(image, self.resolution, int(rng.integers(excess + 1)) if excess > 0 else None)
 
 
-def _check(resolution: int, interpolation: str, resize_ratio: float = 1.0) -> None:
+def _check(resolution: int | Resolution, interpolation: str, resize_ratio: float = 1.0) -> None:
     """Refuse impossible arguments."""
-    if resolution < 1:
+    if min(shape(resolution)) < 1:
         raise UsageError(f'The resolution is {resolution}; expected a positive number of pixels.')
     if resize_ratio < 1:
         raise UsageError(f'The resize ratio is {resize_ratio}; expected 1 or more, or the crop would not be filled.')
@@ -174,7 +185,7 @@ def make_train(
 
 
 def make_test(
-    resolution: int,
+    resolution: int | str | tuple[int, int],
     resize_ratio: float = TEST_RATIO,
     resize: str = 'short',
     crop: bool = True,
@@ -183,23 +194,25 @@ def make_test(
     """Make the test transform: torchvision's Resize and CenterCrop.
 
     Args:
-      resolution: side of the result in pixels.
+      resolution: side of the result in pixels; or height and width, such as '352x640' or (352, 640).
       resize_ratio: the side resized to, as a multiple of the resolution.
       resize: which side that is: 'short' (torchvision), or 'height' (the reference's, which pads portrait
         images with zeros; released FixRes weights were scored so).
       crop: False for the whole image: the longer side becomes the resolution, the rest is padded with zeros.
       interpolation: 'bilinear' or 'bicubic', antialiased.
     """
+    resolution = Resolution.parse(resolution)
     _check(resolution, interpolation, resize_ratio)
     if not crop:
-        return TestTransform(resolution, resolution, 'long', interpolation)
+        return TestTransform(resolution, shape(resolution), 'long', interpolation)
     if resize not in ('short', 'height'):
         raise UsageError(f'The resize is {resize!r}; expected short or height.{nearest(resize, ("short", "height"))}')
-    return TestTransform(resolution, resize_side(resolution, resize_ratio), resize, interpolation)
+    sides = tuple(resize_side(one, resize_ratio) for one in shape(resolution))
+    return TestTransform(resolution, sides, resize, interpolation)
 
 
 def make_finetune(
-    resolution: int,
+    resolution: int | str | tuple[int, int],
     resize_ratio: float = TEST_RATIO,
     augmentation: str = 'test',
     resize: str = 'short',
@@ -208,7 +221,7 @@ def make_finetune(
     """Make the transform of training images for the adaptation at the test resolution.
 
     Args:
-      resolution: side of the result in pixels.
+      resolution: as in `make_test`.
       resize_ratio: as in `make_test`.
       augmentation: 'test' (the test transform), or 'v2' (flip, jitter of 0.05, centre crop shifted sideways).
       resize: as in `make_test`.
@@ -223,4 +236,4 @@ def make_finetune(
             f'The augmentation is {augmentation!r}; expected test or v2.{nearest(augmentation, ("test", "v2"))}'
         )
     test = make_test(resolution, resize_ratio, resize, interpolation=interpolation)
-    return ShiftedTransform(resolution, test.side, 0.05, resize, interpolation)
+    return ShiftedTransform(test.resolution, test.sides, 0.05, resize, interpolation)

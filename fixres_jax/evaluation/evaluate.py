@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fixres_jax.core import losses, sections
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.core.sections import Section
 from fixres_jax.data import transforms
 from fixres_jax.data.sources import Source
@@ -37,8 +38,8 @@ class Evaluation(Section):
         'batch_size': sections.between(0, MAX_BATCH, 256),
     }
 
-    resolution: int
-    resolutions: tuple[int, ...]
+    resolution: Resolution
+    resolutions: tuple[Resolution, ...]
     resize: str
     interpolation: str
     crop: bool
@@ -74,7 +75,8 @@ def make_eval_step(
     return sharding.jit(outcome, mesh, in_shardings=(None, by_example, by_example), out_shardings=by_example)
 
 
-def _make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
+@functools.cache
+def make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
     """Return the jitted sum over a batch of the outcomes of n (network, resolution) points.
 
     'both' is int32[n, n]: examples that both points got right, whose diagonal is each point's own count. It is all that
@@ -124,19 +126,20 @@ def evaluate(
     Raises:
       Preempted: after a SIGTERM.
     """
-    reduce = _make_reduce(feed.mesh)
+    reduce = make_reduce(feed.mesh)
     points = {(name, size): network for size in test_transforms for name, network in networks.items()}
     points |= single
     total, unread = None, []
-    for _, _, batch in one_pass(source, test_transforms, feed):
+    last = -(-len(source) // feed.size(source)) - 1
+    for number, _, batch in one_pass(source, test_transforms, feed):
         outcomes = [
             make_eval_step(network.model, feed.mesh, present)(network.variables, batch['image'][size], batch['label'])
             for (_, size), network in points.items()
         ]
         unread.append(reduce(outcomes, batch['mask']))
-        if len(unread) > 1:  # The sums of a batch are read after the next one is dispatched.
+        # The sums of a batch are read after the next one is dispatched, those of the last one before its bar ends.
+        while len(unread) > (number < last):
             total = _add(total, unread.pop(0))
-    total = _add(total, unread.pop())
     assert total['count'] == len(source), (total['count'], len(source))
     return _summary(list(points), total)
 

@@ -4,6 +4,8 @@ import math
 
 Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
+SAME = {'difference': 0.0, 'low': 0.0, 'high': 0.0}  # of a network from itself: nothing is left to chance
+
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a proportion, as fractions.

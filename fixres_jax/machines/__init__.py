@@ -2,3 +2,7 @@
 
 May import core and data.
 """
+
+from fixres_jax.machines import libtpu
+
+libtpu.leave_out()  # Here, as everything that uses devices comes by, and nothing has used them yet.

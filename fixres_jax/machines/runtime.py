@@ -1,5 +1,6 @@
 """Runtime and Feed: where and how a run executes, and how the images of a source pass through a network there."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -104,10 +105,24 @@ def watched(
     batches: Iterator[Batch], num_batches: int, batch_size: int, feed: Feed
 ) -> Iterator[tuple[int, Batch, Batch]]:
     """Iterate over batches as `one_pass` does: on their way to the devices, with progress, until told to stop."""
-    progress = Progress(feed.title, 0, num_batches, batch_size)
-    for number, (host, device) in enumerate(sharding.prefetch(batches, feed.mesh)):
-        yield number, host, device
-        progress.update(number + 1)
-        if preemption.requested(number + 1):
-            raise preemption.Preempted(f'stopped in phase {feed.title}, which begins again')
-    progress.close()
+    with contextlib.closing(Progress(feed.title, 0, num_batches, batch_size)) as progress:
+        for number, (host, device) in enumerate(sharding.prefetch(batches, feed.mesh)):
+            yield number, host, device
+            progress.update(number + 1)
+            if preemption.requested(number + 1):
+                raise preemption.Preempted(f'stopped in phase {feed.title}, which begins again')
+
+
+def keep_pace(pending: list[Any], results: Any, last: bool) -> None:
+    """Wait for the results of the batch before this one, which the devices work on meanwhile; for the last batch's too.
+
+    Without it a loop that only dispatches comes to its end, and its progress bar with it, long before the devices do.
+
+    Args:
+      pending: what is not waited for yet; a list that one loop keeps.
+      results: arrays of the batch that was just dispatched.
+      last: whether no other follows.
+    """
+    pending.append(results)
+    while len(pending) > (not last):
+        jax.block_until_ready(pending.pop(0))

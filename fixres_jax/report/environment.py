@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +17,7 @@ def describe() -> dict[str, Any]:
     device = jax.devices()[0]
     packages = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'Pillow')
     return {
-        'command': f'python -m fixres_jax.main {" ".join(sys.argv[1:])}',
+        'command': _command(),
         'date': datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d'),
         'devices': f'{jax.device_count()} x {device.device_kind} ({device.platform})',
         'commit': _commit(),
@@ -24,6 +25,18 @@ def describe() -> dict[str, Any]:
         'versions': {'python': platform.python_version()}
         | {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _command() -> str:
+    """Return the command of this process, quoted for a shell."""
+    program = epath.Path(sys.argv[0])
+    module = 'main'  # also where the program is used from another one
+    if program.suffix == '.py' and program.parent.name == 'fixres_jax':
+        module = program.stem
+    start = (
+        ['fixres'] if program.stem == 'fixres' else ['python', '-m', f'fixres_jax.{module}'.removesuffix('.__main__')]
+    )
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def _commit() -> str:

@@ -11,6 +11,7 @@ from fixres_jax.adaptation import adapt as one_pass
 from fixres_jax.adaptation import embeddings
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution, side
 from fixres_jax.data import given, sources
 from fixres_jax.data.sources import Splits
 from fixres_jax.machines import runtime
@@ -26,8 +27,8 @@ FEW_BATCHES = 8  # whose time needs no estimate
 def open_run(
     net: Network,
     data: Any,
-    resolution: int | None = None,
-    resolutions: Iterable[int] = (),
+    resolution: int | Resolution | None = None,
+    resolutions: Iterable[int | Resolution] = (),
     *,
     held_out: float = 0.1,
     unseen: bool | None = None,
@@ -55,8 +56,8 @@ def _settings(
     place: str,
     *,
     held_out: float,
-    resolution: int | None,
-    resolutions: Iterable[int],
+    resolution: int | Resolution | None,
+    resolutions: Iterable[int | Resolution],
     batch_size: int = 0,
     **config: Any,
 ) -> settings.Settings:
@@ -76,7 +77,7 @@ def _settings(
     return settings.read(c)
 
 
-def sizes(opened: Run) -> tuple[int, ...]:
+def sizes(opened: Run) -> tuple[int | Resolution, ...]:
     """Return the test resolutions that an adaptation looks at: the given one, or those that it chooses from."""
     given_size, least = opened.settings.test.resolution, opened.train_resolution
     return (given_size,) if given_size else tuple(size for size in opened.resolutions if size >= least)
@@ -110,7 +111,7 @@ def estimate(opened: Run) -> float | None:
         ended.append(time.monotonic())
     how, count = opened.adaptation, len(images.train)
     count = count * (1 + how.flip + how.copies) + min(how.statistics_images, count // 16) + len(images.held_out or ())
-    return (ended[-1] - ended[-2]) / size * count * sum((other / pixels) ** 2 for other in sizes(opened))
+    return (ended[-1] - ended[-2]) / size * count * sum((side(other) / side(pixels)) ** 2 for other in sizes(opened))
 
 
 def adapt(opened: Run) -> Classifier:

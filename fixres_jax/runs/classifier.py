@@ -13,6 +13,7 @@ from etils import epath
 from fixres_jax.adaptation import adapt
 from fixres_jax.core import command
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.resolution import Resolution, shape
 from fixres_jax.data import given, sources, transforms
 from fixres_jax.data.reading import cores
 from fixres_jax.data.transforms import Transform
@@ -38,16 +39,16 @@ class Classifier(Network):
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
-    def resolution(self) -> int:
+    def resolution(self) -> int | Resolution:
         """Pixels of the test that suit it: those that it was adapted or is known for, or those of its training."""
-        return self.about.get('test_resolution') or self.about['train_resolution']
+        return Resolution.parse(self.about.get('test_resolution') or self.about['train_resolution'])
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of its outputs, of which a network of 1,000 that names none has ImageNet's; () where nobody says."""
         return tuple(self.about.get('class_names') or imagenet.names_for(self.model.num_classes))
 
-    def transform(self, resolution: int | None = None, crop_fraction: float | None = None) -> Transform:
+    def transform(self, resolution: int | Resolution | None = None, crop_fraction: float | None = None) -> Transform:
         """Return its test transform: picture -> uint8[resolution, resolution, 3].
 
         Args:
@@ -64,7 +65,7 @@ class Classifier(Network):
         return transforms.make_test(_checked(self, resolution or self.resolution), **how)
 
     def outputs(
-        self, images: Any, *, resolution: int | None = None, flip: bool = False, batch_size: int = 0
+        self, images: Any, *, resolution: int | Resolution | None = None, flip: bool = False, batch_size: int = 0
     ) -> dict[str, np.ndarray]:
         """Return {'softmax': float32[N, K], 'embedding': float32[N, C], 'labels': int32[N]} of pictures, in order.
 
@@ -82,7 +83,7 @@ class Classifier(Network):
         images: Any,
         directory: epath.PathLike,
         *,
-        resolution: int | None = None,
+        resolution: int | Resolution | None = None,
         flip: bool = False,
         batch_size: int = 0,
     ) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class Classifier(Network):
         labelled = int(source.labels.min()) != sources.UNKNOWN
         return told | {'resolution': transform.resolution, 'labelled': labelled}
 
-    def predict(self, images: Any, *, top: int = TOP, resolution: int | None = None) -> Any:
+    def predict(self, images: Any, *, top: int = TOP, resolution: int | Resolution | None = None) -> Any:
         """Say what is on a picture, or on each of several.
 
         Args:
@@ -160,20 +161,16 @@ def feed(title: str, batch_size: int) -> Feed:
     return Feed(runtime, batch_size or usual_batch(runtime.mesh), title)
 
 
-def _checked(net: Network, resolution: int) -> int:
+def _checked(net: Network, resolution: int | Resolution) -> int | Resolution:
     """Return a resolution that an architecture can take."""
     architecture, name = net.model.architecture, net.about['architecture']
     least, multiple = architecture.min_resolution, architecture.multiple
-    if resolution < least or resolution % multiple:
-        fitting = max(least, multiple * round(resolution / multiple))
-        raise UsageError(
-            f'resolution={resolution}: {name} takes {least} or more{_multiples(multiple)}, such as {fitting}.'
-        )
+    for pixels in shape(resolution):
+        if pixels < least or pixels % multiple:
+            fitting = max(least, multiple * round(pixels / multiple))
+            steps = f' in multiples of {multiple}' if multiple > 1 else ''
+            raise UsageError(f'resolution={resolution}: {name} takes {least} or more{steps}, such as {fitting}.')
     return resolution
-
-
-def _multiples(multiple: int) -> str:
-    return f' in multiples of {multiple}' if multiple > 1 else ''
 
 
 def names(net: Network) -> Sequence[str]:

@@ -8,6 +8,7 @@ import jax
 
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import given, sources, transforms
 from fixres_jax.data.sources import Source
 from fixres_jax.evaluation import evaluate, table
@@ -21,7 +22,7 @@ from fixres_jax.weights.network import Network
 def compare(
     networks: Mapping[str, Network],
     data: Any,
-    resolutions: Iterable[int] = (),
+    resolutions: Iterable[int | Resolution] = (),
     crop_fractions: Iterable[float] = (),
     batch_size: int = 0,
 ) -> Table:
@@ -48,7 +49,7 @@ def compare(
     return table.make(result, known, _note(next(iter(networks.values())), present))
 
 
-def _described(name: str, net: Network, size: int, fraction: float | None) -> dict[str, Any]:
+def _described(name: str, net: Network, size: int | Resolution, fraction: float | None) -> dict[str, Any]:
     """Return the columns of a row that do not depend on the images."""
     count = sum(leaf.size for leaf in jax.tree.leaves(net.variables['params']))
     about = net.about

@@ -1,14 +1,15 @@
 """Compile the steps of a config for devices that are not here, and say what they would take of each."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fixres_jax import models
+from fixres_jax.core.resolution import side
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
 from fixres_jax.machines.runtime import Runtime, usual_batch
@@ -18,6 +19,7 @@ from fixres_jax.runs.run import default_resolutions
 from fixres_jax.runs.settings import Settings
 from fixres_jax.training import state, train
 from fixres_jax.training.optimization import Optimization, fitted_batch
+from fixres_jax.training.programs import batch_of
 
 STEPS = ('train', 'finetune', 'evaluate')
 
@@ -30,7 +32,7 @@ class Compiled:
       program: of the compiler.
       trees: 'parameters' and 'optimizer', trees of shapes with shardings.
       batch_size: global.
-      num_steps: steps of the whole config.
+      num_steps: steps of the whole config; of several sizes, as many at this one as cost what all do.
     """
 
     program: Any
@@ -58,10 +60,13 @@ class DryRun:
         self._model = networks.create(s, about, target.devices[0].platform)
         held_out = round(s.data.held_out_fraction * train_images)
         self._train_images, self._held_out, self._test_images = train_images - held_out, held_out, test_images
-        resolution, stride = about['train_resolution'], models.find(self.model_name).stride
+        self._train_resolution = resolution = about['train_resolution']
+        stride = models.find(self.model_name).stride
         # The paper's best size for a ResNet-50 of 224 is 288.
         self.test_resolution = s.test.resolution or stride * round(288 / 224 * resolution / stride)
-        self.resolution = {'train': resolution, 'finetune': self.test_resolution, 'evaluate': self.test_resolution}
+        # Of several sizes the largest: it needs most memory.
+        largest = max(s.train.sizes.values()) if s.trains else resolution
+        self.resolution = {'train': largest, 'finetune': self.test_resolution, 'evaluate': self.test_resolution}
 
     def compile(self, step: str) -> dict[str, Any]:
         """Compile a step of `STEPS`; return its size, the number of its steps and its footprint."""
@@ -90,11 +95,23 @@ class DryRun:
         sharding.check_batch_size(how.batch_size, runtime.mesh, f'{how.PATH}batch_size', how.accumulate_steps)
         model = self._model if step == 'train' else train.regroup(self._model, how, step)
         num_steps, tx, _, step_fn = train.prepare(model, how, self._train_images, runtime)
-        blank = state.abstract(model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
-        batch = self._batch(how.batch_size, self.resolution[step])
+        averages = how.average(self._train_images) is not None
+        kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': averages}
+        blank = state.abstract(model, tx, how.trainable, **kept)
+        batch = batch_of(how.batch_size, self.resolution[step], runtime.mesh)
         program = self._target.compile(step_fn, blank, batch, jax.eval_shape(lambda: jax.random.key(0)))
-        trees = {'parameters': blank.variables, 'optimizer': blank.opt_state}
+        trees = {'parameters': blank.variables, 'optimizer': (blank.opt_state, blank.ema)}
+        if step == 'train':
+            num_steps = round(num_steps * self._share_of_work(how.sizes))
         return Compiled(program, trees, how.batch_size, num_steps if how.epochs else 0)
+
+    def _share_of_work(self, sizes: Mapping[float, int]) -> float:
+        """Return the pixels of all steps, over what they would be at the size that is compiled."""
+        shares = itertools.pairwise((*sizes, 1.0))
+        return sum(
+            (end - begin) * (size / self.resolution['train']) ** 2
+            for (begin, end), size in zip(shares, sizes.values(), strict=True)
+        )
 
     def _compile_evaluation(self) -> Compiled:
         runtime = self._runtime
@@ -105,7 +122,7 @@ class DryRun:
             sharding.place(shapes, runtime.mesh, runtime.layout),
         )
         batch_size = sharding.round_up(self._settings.test.batch_size or usual_batch(runtime.mesh), runtime.mesh)
-        batch = self._batch(batch_size, self.test_resolution)
+        batch = batch_of(batch_size, self.test_resolution, runtime.mesh)
         step_fn = evaluate.make_eval_step(self._model, runtime.mesh)
         program = self._target.compile(step_fn, variables, batch['image'], batch['label'])
         return Compiled(program, {'parameters': variables}, batch_size, self._evaluation_steps(batch_size))
@@ -113,16 +130,9 @@ class DryRun:
     def _evaluation_steps(self, batch_size: int) -> int:
         """Return the batches at the test resolution that cost what the sweep and the evaluation do."""
         least = self._model.architecture.min_resolution
-        sizes = self._settings.test.resolutions or default_resolutions(self.resolution['train'], None, least)
-        pixels = sum((size / self.test_resolution) ** 2 for size in sizes)
+        sizes = self._settings.test.resolutions or default_resolutions(self._train_resolution, None, least)
+        pixels = sum((side(size) / side(self.test_resolution)) ** 2 for size in sizes)
         return round(pixels * (self._held_out + 2 * self._test_images) / batch_size)
-
-    def _batch(self, batch_size: int, resolution: int) -> dict[str, jax.ShapeDtypeStruct]:
-        place = sharding.by_example(self._runtime.mesh)
-        return {
-            'image': jax.ShapeDtypeStruct((batch_size, resolution, resolution, 3), jnp.uint8, sharding=place),
-            'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=place),
-        }
 
 
 def report(step: str, result: Mapping[str, Any], target: Target) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from fixres_jax.adaptation import adapt
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
-from fixres_jax.report import environment, html, report
+from fixres_jax.report import environment, findings, html, markdown, plots, report
 from fixres_jax.runs.run import Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
@@ -40,34 +41,37 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
     run.networks['train'], info = train.run(
         run.start,
         run.images.train,
-        train_transform(run),
+        train_transforms(run),
         s.train,
         runtime=run.runtime,
-        writing=run.writing('train'),
+        writing=run.validated(run.writing('train'), run.start.model, run.train_resolution),
         seed=s.seed,
         title='train',
     )
     return info | {'images': len(run.images.train)}
 
 
-def train_transform(run: Run) -> Transform:
-    """Return the transform of training images."""
+def train_transforms(run: Run) -> dict[float, Transform]:
+    """Return share of the steps -> the transform of training images from there on."""
     how = run.settings.train
-    return transforms.make_train(
-        run.train_resolution,
-        TrainCrop(how.crop, how.scale, how.ratio),
-        flip=how.flip,
-        jitter=how.jitter,
-        interpolation=how.interpolation,
-        augment=how.augment,
-    )
+    return {
+        share: transforms.make_train(
+            size,
+            TrainCrop(how.crop, how.scale, how.ratio),
+            flip=how.flip,
+            jitter=how.jitter,
+            interpolation=how.interpolation,
+            augment=how.augment,
+        )
+        for share, size in how.sizes.items()
+    }
 
 
 def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
     """Choose the test resolution on images held out from training, or take the one given."""
     given = run.settings.test.resolution
     if given:
-        log.info('Test resolution %d: given by the config.', given)
+        log.info('Test resolution %s: given by the config.', given)
         return {'test_resolution': given, 'chosen_on': 'given'}
     if run.settings.adaptation == 'one_pass':
         result = _adapted_sweep(run)
@@ -77,7 +81,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
     chosen = choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
-    log.info('Test resolution %d: the best on %d %s.', chosen, result['count'], where)
+    log.info('Test resolution %s: the best on %d %s.', chosen, result['count'], where)
     return result | {'test_resolution': chosen, 'chosen_on': where}
 
 
@@ -124,7 +128,7 @@ def _compared(run: Run) -> Source:
     return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
 
 
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
+def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
     """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
 
     After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
@@ -134,17 +138,17 @@ def choose_resolution(result: dict[str, Any], train_resolution: int) -> int:
     return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
 
 
-def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int, Network]:
+def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int | Resolution, Network]:
     """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
-    leaves: dict[int, dict[str, Any]] = {}
+    leaves: dict[int | Resolution, dict[str, Any]] = {}
     for name, leaf in files.read_arrays(workdir / 'sweep.npz').items():
         resolution, _, name = name.partition('/')
-        leaves.setdefault(int(resolution), {})[name] = run.runtime.place(leaf)
+        leaves.setdefault(Resolution.parse(resolution), {})[name] = run.runtime.place(leaf)
     return {resolution: before.replaced(new) for resolution, new in leaves.items()}
 
 
-def _test_resolution(run: Run, results: Results) -> int:
-    return run.settings.test.resolution or results['sweep']['test_resolution']
+def _test_resolution(run: Run, results: Results) -> int | Resolution:
+    return run.settings.test.resolution or Resolution.parse(results['sweep']['test_resolution'])
 
 
 def _trained(run: Run, results: Results) -> Network:
@@ -169,7 +173,7 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
     return WAYS[run.settings.adaptation](run, results, run.train_resolution, CONTROL)
 
 
-def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
+def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
     result, record = adapt_at(run, _trained(run, results), resolution, phase)[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
     directory = run.workdir / phase
@@ -180,7 +184,9 @@ def _adapt(run: Run, results: Results, resolution: int, phase: str) -> dict[str,
     return record | {'test_resolution': resolution}
 
 
-def adapt_at(run: Run, start: Network, resolution: int, title: str) -> dict[int, tuple[Network, adapt.Record]]:
+def adapt_at(
+    run: Run, start: Network, resolution: int | Resolution, title: str
+) -> dict[int | Resolution, tuple[Network, adapt.Record]]:
     """Adapt a network to one resolution on all training images of a run, as `adapt.adapt` returns it."""
     return adapt.adapt(
         start,
@@ -194,7 +200,7 @@ def adapt_at(run: Run, start: Network, resolution: int, title: str) -> dict[int,
     )
 
 
-def _finetune(run: Run, results: Results, resolution: int, phase: str) -> dict[str, Any]:
+def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
     start = _trained(run, results)
     model = train.regroup(start.model, run.finetuning, 'finetune')
     augmentation = run.finetuning.augmentation
@@ -204,7 +210,7 @@ def _finetune(run: Run, results: Results, resolution: int, phase: str) -> dict[s
         transforms.make_finetune(resolution, augmentation=augmentation, **run.resizing),
         run.finetuning,
         runtime=run.runtime,
-        writing=run.writing(phase),
+        writing=run.validated(run.writing(phase), model, resolution),
         seed=run.settings.seed + 1,  # other batches than training saw
         title=phase,
     )
@@ -220,7 +226,7 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     single, resolutions = {}, run.resolutions
     if 'train' in results:
         networks = {'before': run.network('train'), 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
-        chosen = results['sweep']['test_resolution']
+        chosen = _test_resolution(run, results)
         swept = _adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
@@ -232,9 +238,10 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
         networks, run.images.test, run.test_transforms(resolutions), run.feed('evaluate'), single, run.present
     )
     for point in result['points']:
+        network = f'adapted to {point["resolution"]}' if point['network'] == 'own' else point['network']
         log.info(
-            '%s at %d: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
-            *(point[name] for name in ('network', 'resolution', 'top1', 'low', 'high', 'top5', 'count')),
+            '%s at %s: top-1 %.2f %% [%.2f, %.2f], top-5 %.2f %%, %d images.',
+            *(network, *(point[name] for name in ('resolution', 'top1', 'low', 'high', 'top5', 'count'))),
         )
         if run.present is not None:
             log.info(
@@ -250,11 +257,11 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
 def extract_phase(run: Run, results: Results) -> dict[str, Any]:
     """Write labels, softmax, embeddings and names of a split in its order."""
     how, resolution = run.settings.extract, run.settings.test.resolution
-    resolution = resolution or run.given.get('test_resolution') or run.train_resolution
+    resolution = Resolution.parse(resolution or run.given.get('test_resolution') or run.train_resolution)
     splits = {name: source for name, source in vars(run.images).items() if source is not None}
     if how.split not in splits:
         raise UsageError(f'extract.split={how.split!r} is not one of {", ".join(splits)}.')
-    log.info('Extraction of the %s images at %d.', how.split, resolution)
+    log.info('Extraction of the %s images at %s.', how.split, resolution)
     result = outputs.extract(
         run.start.placed(run.runtime),
         splits[how.split],
@@ -324,14 +331,15 @@ def pair_of(run: Run, workdir: epath.Path) -> Pair:
         raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
     other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
     before, after = other.network('train'), other.network(found[1])
-    return Pair(before, after, after.about['test_resolution'], _adapted_in_sweep(run, workdir, before))
+    resolution = Resolution.parse(after.about['test_resolution'])
+    return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
 
 
 def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return workdir -> its report.json."""
     reports = {}
     for run in runs:
-        path = epath.Path(run) / 'report.json'
+        path = files.reachable(run) / 'report.json'
         if not path.exists():
             raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
         reports[run] = json.loads(path.read_text())
@@ -344,12 +352,16 @@ def report_phase(run: Run, results: Results) -> dict[str, Any]:
         value = report.build(
             results,
             train_resolution=run.train_resolution,
+            num_classes=run.start.model.num_classes,
             config=files.read_json(run.workdir / 'config.json'),
             environment=environment.describe(),
+            cost=studies.read(run.workdir, 'cost'),
         )
-        report.write(run.workdir, value)
+        plots.draw(run.workdir, value)
+        files.write(run.workdir / 'report.md', markdown.page(run.workdir, value))
         files.write(run.workdir / 'report.html', html.page(run.workdir, value))
-        log.info('\n%s', report.summary(value))
+        files.write_json(run.workdir / 'report.json', value)
+        log.info('\n%s', findings.summary(value))
         log.info('The report is in %s.', run.workdir / 'report.md')
     return {}
 

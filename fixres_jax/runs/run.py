@@ -10,12 +10,15 @@ from fixres_jax import models
 from fixres_jax.adaptation.adapt import Adaptation
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.reading import cores
 from fixres_jax.data.sources import Source, Splits
 from fixres_jax.data.transforms import Transform
+from fixres_jax.evaluation.validation import make_validation
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime, usual_batch
+from fixres_jax.models import Model
 from fixres_jax.runs import checks, networks, provenance, settings
 from fixres_jax.runs.images import open_images, selection
 from fixres_jax.runs.settings import Settings
@@ -62,11 +65,12 @@ class Run:
         return self.start.about['train_resolution']
 
     @property
-    def resolutions(self) -> tuple[int, ...]:
+    def resolutions(self) -> tuple[int | Resolution, ...]:
         """Test resolutions of the sweep and the curve, pixels."""
         least = self.start.model.architecture.min_resolution
+        adapted_at = self.given.get('test_resolution')
         return self.settings.test.resolutions or default_resolutions(
-            self.train_resolution, self.given.get('test_resolution'), least
+            self.train_resolution, Resolution.parse(adapted_at) if adapted_at else None, least
         )
 
     @property
@@ -78,7 +82,7 @@ class Run:
         """Say how images pass in evaluations and adaptations."""
         return Feed(self.runtime, self.settings.test.batch_size or usual_batch(self.runtime.mesh), title)
 
-    def test_transforms(self, resolutions: Iterable[int]) -> dict[int, Transform]:
+    def test_transforms(self, resolutions: Iterable[int | Resolution]) -> dict[int | Resolution, Transform]:
         """Return resolution -> the test transform."""
         return {size: transforms.make_test(size, crop=self.settings.test.crop, **self.resizing) for size in resolutions}
 
@@ -86,8 +90,24 @@ class Run:
         """Say where and how often a phase that trains writes."""
         s = self.settings
         return Writing(
-            self.workdir / folder, s.log_every_steps, s.checkpoint_every_steps, s.keep_checkpoints, s.restore_step
+            self.workdir / folder,
+            s.log_every_steps,
+            s.checkpoint_every_steps,
+            s.keep_checkpoints,
+            s.restore_step,
+            s.tracker,
         )
+
+    def validated(self, writing: Writing, model: Model, resolution: int) -> Writing:
+        """Return how a phase writes that also looks at some held-out images now and then, where there are any."""
+        s = self.settings
+        if self.images.held_out is None or not (s.validate_every_epochs and s.validation_images):
+            return writing
+        some = sources.sample(self.images.held_out, s.validation_images, s.seed)
+        validate = make_validation(
+            model, some, self.test_transforms((resolution,))[resolution], self.feed('validation')
+        )
+        return dataclasses.replace(writing, validate=validate, validate_every_epochs=s.validate_every_epochs)
 
     def network(self, phase: str) -> Network:
         """Return the network that a phase has left."""
@@ -209,7 +229,9 @@ def _check_adaptation(run: Run) -> None:
         )
 
 
-def default_resolutions(train_resolution: int, adapted_at: int | None, least: int) -> tuple[int, ...]:
+def default_resolutions(
+    train_resolution: int, adapted_at: int | Resolution | None, least: int
+) -> tuple[int | Resolution, ...]:
     """Return multiples of 16 from 0.75 to 2 times the training resolution, that itself and that of an adaptation."""
     ratios = (0.75, 1.0, 1.125, 1.25, 1.375, 1.5, 1.75, 2.0)
     sizes = {max(least, 16 * round(ratio * train_resolution / 16)) for ratio in ratios}

@@ -6,6 +6,7 @@ from typing import Any
 from fixres_jax.adaptation.adapt import AdaptationSection
 from fixres_jax.core import sections
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.resolution import Resolution, shape
 from fixres_jax.core.sections import Section
 from fixres_jax.data.reading import Reading
 from fixres_jax.evaluation.evaluate import Evaluation
@@ -15,6 +16,7 @@ from fixres_jax.models import Architecture
 from fixres_jax.models.options import Options
 from fixres_jax.runs.tasks import ADAPTATION, ADAPTATIONS, CONTROL, TASKS
 from fixres_jax.studies import STUDIES, Analysis
+from fixres_jax.training import metrics_log
 from fixres_jax.training.optimization import Finetuning, Optimization, Training
 
 MAX_SEED = 2**31 - 1
@@ -32,6 +34,9 @@ class Settings(Section):
         'checkpoint_every_steps': sections.least(0, 0),
         'keep_checkpoints': sections.least(1, 2),
         'restore_step': sections.least(0, 0),
+        'validate_every_epochs': sections.least(0, 1.0),
+        'validation_images': sections.least(0, 2000),
+        'tracker': sections.one_of(tuple(metrics_log.TRACKERS)),
         'sharding': sections.one_of(sharding.LAYOUTS),
         'study': sections.one_of(('', *STUDIES), 'regions'),
     }
@@ -47,6 +52,9 @@ class Settings(Section):
     keep_checkpoints: int
     compilation_cache: str
     restore_step: int
+    validate_every_epochs: float
+    validation_images: int
+    tracker: str
     sharding: str
     study: str
     model: Options
@@ -121,17 +129,20 @@ def check_architecture(s: Settings, name: str, architecture: Architecture) -> No
     """Raise UsageError for resolutions that an architecture cannot take."""
     least, multiple = architecture.min_resolution, architecture.multiple
     sizes = [('train.resolution', s.train.resolution), ('test.resolution', s.test.resolution)]
+    sizes += [('train.progressive', int(size)) for _, size in s.train.progressive]
     for field, size in (*sizes, *(('test.resolutions', size) for size in s.test.resolutions)):
-        if 0 < size < least:
+        if size and min(shape(size)) < least:
             raise UsageError(f'{field}={size} is too small for {name}: expected {least} or more, such as {2 * least}.')
-        if size % multiple:
-            near = max(least, multiple * round(size / multiple))
+        if any(one % multiple for one in shape(size)):
+            near = Resolution.parse([max(least, multiple * round(one / multiple)) for one in shape(size)])
             raise UsageError(f'{field}={size}: {name} takes multiples of {multiple}, such as {near}.')
     images = s.model.bn_group_size or s.train.batch_size // s.train.accumulate_steps
-    if s.trains and s.train.batch_norm and images == 1 and s.train.resolution <= architecture.stride:
+    smallest = min(s.train.sizes.values())
+    if s.trains and s.train.batch_norm and images == 1 and smallest <= architecture.stride:
+        field = 'train.resolution' if smallest == s.train.resolution else 'train.progressive'
         raise UsageError(
             f'model.bn_group_size={s.model.bn_group_size} makes groups of one image, which '
-            f'train.resolution={s.train.resolution} makes one value, which has no variance. Give larger groups, such '
+            f'{field}={smallest} makes one value, which has no variance. Give larger groups, such '
             'as model.bn_group_size=16, or a larger batch.'
         )
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from fixres_jax.core import figures, files
 from fixres_jax.machines import processes
-from fixres_jax.studies import ablation, activations, grid, regions
+from fixres_jax.studies import ablation, activations, cost, grid, regions
 from fixres_jax.studies.study import Analysis, Numbers, Pair, Picture, Study, Subject
 
 __all__ = ['STUDIES', 'Analysis', 'Numbers', 'Pair', 'Picture', 'Study', 'Subject', 'draw', 'make', 'read']
@@ -21,6 +21,7 @@ STUDIES: dict[str, Study] = {
     'ablation': ablation.STUDY,
     'activations': activations.STUDY,
     'regions': regions.STUDY,
+    'cost': cost.STUDY,
     'grid': grid.STUDY,
 }
 
@@ -35,7 +36,7 @@ def make(workdir: epath.Path, name: str, subject: Subject) -> None:
 
 
 def draw(workdir: epath.Path, name: str) -> None:
-    """Draw the figures of a study into plots/<figure>.png, if it has been made."""
+    """Draw the figures of a study into plots/<figure>.svg, if it has been made."""
     numbers = read(workdir, name)
     if numbers is None:
         return
@@ -43,7 +44,7 @@ def draw(workdir: epath.Path, name: str) -> None:
     for file, picture in STUDIES[name].pictures.items():
         figure = picture.draw(numbers, arrays)
         if figure is not None:
-            figures.save(figure, workdir / 'plots' / f'{file}.png')
+            figures.save(figure, workdir / 'plots' / f'{file}.svg')
 
 
 def read(workdir: epath.Path, name: str) -> Numbers | None:

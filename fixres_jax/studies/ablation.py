@@ -139,6 +139,8 @@ def _hits(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _row(part: str, labels: np.ndarray, logits: np.ndarray, nothing: np.ndarray) -> dict[str, Any]:
     right, base = _hits(logits, labels), _hits(nothing, labels)
+    only, only_base = int((right & ~base).sum()), int((base & ~right).sum())
+    same = np.array_equal(logits, nothing)
     low, high = intervals.wilson(int(right.sum()), len(labels))
     scored = scores.score(labels, _softmax(logits))
     return {
@@ -148,7 +150,7 @@ def _row(part: str, labels: np.ndarray, logits: np.ndarray, nothing: np.ndarray)
         'high': 100 * high,
         'loss': scored['loss'],
         'ece': scored['ece'],
-        'minus_nothing': intervals.paired(int((right & ~base).sum()), int((base & ~right).sum()), len(labels)),
+        'minus_nothing': intervals.SAME if same else intervals.paired(only, only_base, len(labels)),
     }
 
 
@@ -192,28 +194,32 @@ def _class_name(source: Source, label: int) -> str:
 
 
 def _table(numbers: Numbers) -> tables.Table:
-    rows = [
-        (row['part'], tables.accuracy(row), *(tables.difference(row['minus_nothing']) if number else ('', '')))
-        for number, row in enumerate(numbers['rows'])  # the first is nothing itself
-    ]
+    rows = [(row['part'], tables.accuracy(row), *tables.difference(row['minus_nothing'])) for row in numbers['rows']]
     return ('adapted', 'top-1 (%)', 'minus nothing', '95 % interval'), rows
 
 
 def _draw(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw what each part of the adaptation is worth, as paired differences from doing nothing."""
     rows = [row for row in numbers['rows'] if row['part'] != 'nothing']
-    figure = new_figure(7, 1.2 + 0.45 * len(rows))
+    figure = new_figure(0.9 + 0.4 * len(rows))
     axes = figure.subplots()
     for place, row in enumerate(reversed(rows)):
         d = row['minus_nothing']
-        axes.plot([d['low'], d['high']], [place, place], color=AFTER)
+        axes.plot([d['low'], d['high']], [place, place], color=AFTER, linewidth=2)
         axes.plot(d['difference'], place, 'o', color=AFTER)
     axes.set_yticks(range(len(rows)), [row['part'] for row in reversed(rows)])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.axvline(0, color=CHANCE, linestyle='--')
-    axes.set_xlabel('top-1, points more than with nothing adapted (95 % intervals, paired)')
-    axes.set_title(f'{numbers["count"]:,} test images at {numbers["test_resolution"]}', fontsize=11)
+    axes.set_xlabel('points of top-1 over nothing adapted')
     axes.grid(alpha=0.3, axis='x')
     return figure
+
+
+def _sentence(numbers: Numbers) -> str:
+    return (
+        f'{numbers["count"]:,} test images at {numbers["test_resolution"]}; bars: paired 95 % intervals. Equalization '
+        'gives the pooled activations their distribution in training.'
+    )
 
 
 def _draw_examples(numbers: Numbers, arrays: Arrays) -> Figure | None:
@@ -224,7 +230,7 @@ def _draw_examples(numbers: Numbers, arrays: Arrays) -> Figure | None:
         return None
     columns = 4
     heights = [-(-len(found[kind]) // columns) for kind in kinds]
-    figure = new_figure(2.2 * columns, sum(2.75 * height + 0.4 for height in heights))
+    figure = new_figure(sum(2.75 * height + 0.4 for height in heights), width=2.2 * columns)
     parts = figure.subfigures(len(kinds), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, kind, height in zip(parts, kinds, heights, strict=True):
         title = {'gained': 'wrong before, right after', 'lost': 'right before, wrong after'}[kind]
@@ -233,7 +239,7 @@ def _draw_examples(numbers: Numbers, arrays: Arrays) -> Figure | None:
             axes.axis('off')
             if place < len(found[kind]):
                 item = found[kind][place]
-                axes.imshow(arrays[kind][place])
+                axes.imshow(arrays[kind][place], interpolation='none')
                 axes.set_title(f'{item["label"]}\n{item["before"]} →\n{item["after"]}', fontsize=8)
     return figure
 
@@ -244,13 +250,13 @@ STUDY = Study(
         'ablation': Picture(
             _draw,
             'What each part of the adaptation was worth',
-            'Equalization gives the pooled activations their distribution in training.',
+            _sentence,
         ),
         'examples': Picture(
             _draw_examples,
             'Images that changed sides',
             'Above each: its class; what was said before → after.',
-            panels=True,
+            wide=True,
         ),
     },
     table=_table,

@@ -6,7 +6,8 @@ Source: figures 3 and 4 of the paper.
 import numpy as np
 
 from fixres_jax.adaptation import embeddings
-from fixres_jax.core.figures import Figure, new_figure, shades
+from fixres_jax.core.figures import Figure, new_figure, shades, strokes
+from fixres_jax.core.resolution import side
 from fixres_jax.data import sources
 from fixres_jax.studies.study import Arrays, Numbers, Picture, Study, Subject
 
@@ -44,7 +45,7 @@ def summarize(
     values: dict[tuple[int, str], np.ndarray], train_resolution: int, num_images: int
 ) -> tuple[Numbers, Arrays]:
     """Summarize (resolution, network) -> activations float32[N, C]; see `compute`."""
-    nearest_size = min({size for size, _ in values}, key=lambda size: abs(size - train_resolution))
+    nearest_size = min({size for size, _ in values}, key=lambda size: abs(side(size) - train_resolution))
     threshold = NEAR_ZERO * float(values[nearest_size, 'before'].mean())
     shares = np.linspace(0, 1, NUM_QUANTILES)
     rows, arrays = [], {'shares': shares}
@@ -59,22 +60,23 @@ def summarize(
 def _draw(numbers: Numbers, arrays: Arrays) -> Figure:
     """Draw the cumulative distributions of the pooled activations, before and after."""
     rows = numbers['rows']
-    resolutions = sorted({row['resolution'] for row in rows})
-    colours = shades(len(resolutions))
-    figure = new_figure(9, 4.2)
-    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    resolutions = sorted({row['resolution'] for row in rows}, key=side)
+    figure = new_figure(6.8)
+    panels = figure.subplots(2, 1, sharex=True, sharey=True)
+    looks = list(zip(resolutions, shades(len(resolutions)), strokes(len(resolutions)), strict=True))
     tails = [np.interp(0.99, arrays['shares'], values) for name, values in arrays.items() if name != 'shares']
     for axes, network, title in zip(panels, ('before', 'after'), ('not adapted', 'adapted at each size'), strict=True):
-        for resolution, colour in zip(resolutions, colours, strict=True):
+        for resolution, colour, width in looks:
             row = next(row for row in rows if (row['resolution'], row['network']) == (resolution, network))
             label = f'{resolution}: {100 * row["near_zero"]:.1f} % near zero'
-            axes.plot(arrays[f'{resolution}_{network}'], arrays['shares'], color=colour, label=label)
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel('pooled activation')
+            values = arrays[f'{resolution}_{network}']
+            axes.plot(values, arrays['shares'], color=colour, linewidth=width, label=label)
+        axes.set_title(title, fontsize=10)
+        axes.set_ylabel('share of values below')
         axes.set_xlim(0, max(tails))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc='lower right')
-    panels[0].set_ylabel('share of values below')
+    axes.set_xlabel('pooled activation')
     return figure
 
 
@@ -82,10 +84,7 @@ STUDY = Study(
     compute,
     {
         'activations': Picture(
-            _draw,
-            'Activations at the average pool',
-            'Share of values below, for each test resolution.',
-            panels=True,
+            _draw, 'Activations at the average pool', 'Share of values below, for each test resolution.'
         )
     },
 )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.resolution import Resolution, shape
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.models import EVAL, Architecture, Model
 from fixres_jax.studies import sizes
@@ -57,7 +58,7 @@ class Advice:
     unknown: tuple[str, ...] = UNKNOWN
 
 
-def flops(model: Model, resolutions: tuple[int, ...]) -> dict[int, float]:
+def flops(model: Model, resolutions: tuple[int | Resolution, ...]) -> dict[int | Resolution, float]:
     """Count the operations of a forward pass of one image, by XLA, without running it.
 
     Args:
@@ -69,8 +70,8 @@ def flops(model: Model, resolutions: tuple[int, ...]) -> dict[int, float]:
     """
     variables = model.shapes()
 
-    def count(resolution: int) -> float:
-        image = jax.ShapeDtypeStruct((1, resolution, resolution, 3), jnp.uint8)
+    def count(resolution: int | Resolution) -> float:
+        image = jax.ShapeDtypeStruct((1, *shape(resolution), 3), jnp.uint8)
         lowered = jax.jit(lambda variables, x: model.apply(variables, x, EVAL)[0]).lower(variables, image)
         return float(lowered.cost_analysis()['flops'])
 
@@ -192,8 +193,8 @@ def _within(
     return {'test_resolution': max(fitting), 'milliseconds': times[max(fitting)]}
 
 
-def describe(advice: Advice) -> str:
-    """Return the advice as lines for people."""
+def describe(advice: Advice, model: str = 'the network') -> str:
+    """Return the advice as lines for people; `model` is what the network is called in them."""
     a, spread = advice, advice.apparent_size
     where = f'your {a.num_images} images' if a.num_images else 'square images'
     lines = [
@@ -210,7 +211,10 @@ def describe(advice: Advice) -> str:
     for test_size, train_size in a.train_resolution_for.items():
         lines.append(f'For testing at {test_size}: train at {train_size}, and adapt at {test_size}.')
     if a.costs:
-        lines.append('Work of a forward pass of one image (a training step takes about three times as much):')
+        lines.append(
+            f'Work of a forward pass of {model} on one image, at 2 operations per multiply-add (a training step takes '
+            'about three times as much):'
+        )
         lines += [
             f'  {row["resolution"]:4d} pixels: {row["gflops"]:8.2f} GFLOP, {row["relative"]:.2f} of that at '
             f'{a.train_resolution}'

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from fixres_jax.core.figures import AFTER, BEFORE, Figure, new_figure
+from fixres_jax.core.figures import AFTER, BEFORE, Figure, legend_below, new_figure, strokes
 from fixres_jax.studies import sizes
 from fixres_jax.studies.study import Arrays, Numbers, Picture, Study, Subject
 
@@ -30,7 +30,7 @@ def compute(subject: Subject) -> tuple[Numbers, Arrays]:
     test_areas, _ = sizes.test_regions(image_sizes, test_crop)
     apparent = sizes.apparent_size(image_sizes, train_crop, test_crop, seed=seed)
     mean, spread = sizes.closed_form(train_crop, test_crop)
-    edges = np.linspace(0, 1, 41)
+    edges = np.linspace(0, 1, 201)
     numbers = {
         'images': len(image_sizes),
         'crop': train_crop.crop,
@@ -49,32 +49,35 @@ def _size(encoded: bytes) -> tuple[int, int]:
 
 
 def _draw(numbers: Numbers, arrays: Arrays) -> Figure:
-    """Draw the areas of the regions that training and testing show ."""
-    figure = new_figure(7, 4)
+    """Draw the areas of the regions that training and testing show, as cumulative shares."""
+    figure = new_figure(3.6)
     axes = figure.subplots()
     edges = 100 * arrays['edges']
-    for name, colour, label in (('train', BEFORE, 'training'), ('test', AFTER, 'test')):
-        axes.stairs(arrays[name] / 100, edges, color=colour, fill=True, alpha=0.25)
+    for (name, colour, label), width in zip(
+        (('train', BEFORE, 'training'), ('test', AFTER, 'test')), strokes(2), strict=True
+    ):
+        share = np.cumsum(np.diff(arrays['edges']) * arrays[name])
         mean = numbers[f'{name}_area']['mean']
-        axes.stairs(arrays[name] / 100, edges, color=colour, label=f'{label}, mean {100 * mean:.0f} %')
-    apparent, closed = numbers['apparent_size'], numbers['closed_form']
+        label = f'{label}, mean {100 * mean:.0f} %'
+        axes.plot(edges, 100 * np.array([0, *share]), color=colour, linewidth=width, label=label)
     axes.set_xlabel("area shown to the network (% of the image's)")
-    axes.set_ylabel('density (per %)')
-    axes.set_title(
-        f'{numbers["images"]:,} images; objects in the test have {apparent["mean"]:.2f} ± {apparent["std"]:.2f} times '
-        f'their size in training\n(closed form for square images: {closed["mean"]:.2f} ± {closed["std"]:.2f})',
-        fontsize=10,
-    )
-    axes.legend()
+    axes.set_ylabel('crops that show less (%)')
+    axes.grid(alpha=0.3)
+    legend_below(figure)
     return figure
+
+
+def _sentence(numbers: Numbers) -> str:
+    apparent, closed = numbers['apparent_size'], numbers['closed_form']
+    return (
+        f'From the sizes of {numbers["images"]:,} training images. Objects in the test have {apparent["mean"]:.2f} ± '
+        f'{apparent["std"]:.2f} times their size in training, at equal resolutions (closed form for square images: '
+        f'{closed["mean"]:.2f} ± {closed["std"]:.2f}).'
+    )
 
 
 STUDY = Study(
     compute,
-    {
-        'regions': Picture(
-            _draw, 'What training and testing show of an image', 'From the sizes of the training images alone.'
-        )
-    },
+    {'regions': Picture(_draw, 'What training and testing show of an image', _sentence)},
     needs_networks=False,
 )

@@ -99,14 +99,18 @@ class Picture:
     Attributes:
       draw: function (numbers, arrays) -> figure, or None when there is nothing to show.
       title: heading of its section in a report.
-      caption: sentence below it.
-      panels: whether it has pictures side by side, which a phone must scroll.
+      caption: sentence below it, or function of the numbers -> that.
+      wide: whether it is wider than a phone, which must scroll it.
     """
 
     draw: Callable[[Numbers, Arrays], Figure | None]
     title: str
-    caption: str
-    panels: bool = False
+    caption: str | Callable[[Numbers], str]
+    wide: bool = False
+
+    def says(self, numbers: Numbers) -> str:
+        """Return the caption of these numbers."""
+        return self.caption if isinstance(self.caption, str) else self.caption(numbers)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,9 +17,10 @@ from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import processes, sharding
 from fixres_jax.machines.runtime import Runtime
-from fixres_jax.models import Mode, Model
+from fixres_jax.models import Mode, Model, Variables
 from fixres_jax.training import loop, metrics_log, state
 from fixres_jax.training.optimization import Optimization, describe, make_optimizer
+from fixres_jax.training.programs import Programs
 from fixres_jax.training.step import TrainStep, make_train_step
 from fixres_jax.weights.checkpoint import Checkpoints, write_metadata
 from fixres_jax.weights.network import Network
@@ -34,6 +36,9 @@ class Writing:
       checkpoint_every_steps: steps between two checkpoints; 0 for one per pass over the images.
       keep_checkpoints: newest checkpoints kept.
       restore_step: checkpoint to go on from, instead of the last one; 0 for the last.
+      tracker: see `metrics_log.TRACKERS`.
+      validate: see `loop.Pace`.
+      validate_every_epochs: passes over the images between two of its calls.
     """
 
     directory: epath.Path
@@ -41,6 +46,9 @@ class Writing:
     checkpoint_every_steps: int
     keep_checkpoints: int
     restore_step: int
+    tracker: str = 'tensorboard'
+    validate: Callable[[Variables], dict[str, float] | None] | None = None
+    validate_every_epochs: float = 1.0
 
 
 def regroup(model: Model, how: Optimization, title: str) -> Model:
@@ -60,7 +68,9 @@ def prepare(
     model: Model, how: Optimization, num_images: int, runtime: Runtime
 ) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
     """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
-    num_steps, tx, schedule = make_optimizer(how, num_images)
+    names = model.names() if how.layer_decay < 1 else ()
+    params = [name.removeprefix('params/') for name in names if name.startswith('params/')]
+    num_steps, tx, schedule = make_optimizer(how, num_images, params)
     _, frozen = trees.split(model.shapes()['params'], how.trainable)
     step_fn = make_train_step(
         model,
@@ -70,15 +80,51 @@ def prepare(
         mesh=runtime.mesh,
         layout=runtime.layout,
         accumulate_steps=how.accumulate_steps,
-        label_smoothing=how.label_smoothing,
+        objective=how.objective(),
+        mix=how.mix(model),
+        average=how.average(num_images),
     )
     return num_steps, tx, schedule, step_fn
+
+
+def _stages(
+    transform: Transform | Mapping[float, Transform], num_steps: int
+) -> tuple[dict[int, Transform], dict[int, int]]:
+    """Return first step -> transform, and first step -> pixels; no pixels where they are always the same."""
+    shares = transform if isinstance(transform, Mapping) else {0.0: transform}
+    stages = {round(share * num_steps): one for share, one in sorted(shares.items())}
+    return stages, {step: one.resolution for step, one in stages.items()} if len(stages) > 1 else {}
+
+
+def _pace(
+    title: str,
+    num_steps: int,
+    schedule: optax.Schedule,
+    sizes: Mapping[int, int],
+    *,
+    how: Optimization,
+    num_images: int,
+    writing: Writing,
+) -> loop.Pace:
+    """Return the length and the intervals of a phase in steps."""
+    return loop.Pace(
+        title=title,
+        num_steps=num_steps,
+        batch_size=how.batch_size,
+        log_every_steps=writing.log_every_steps,
+        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, num_images)),
+        schedule=schedule,
+        resolutions=sizes,
+        tracker=writing.tracker,
+        validate=writing.validate,
+        validate_every_steps=max(1, how.steps(writing.validate_every_epochs, num_images)),
+    )
 
 
 def run(
     network: Network,
     source: Source,
-    transform: Transform,
+    transform: Transform | Mapping[float, Transform],
     how: Optimization,
     *,
     runtime: Runtime,
@@ -91,7 +137,7 @@ def run(
     Args:
       network: where to begin; one without variables begins with random ones, drawn from the seed.
       source: labelled images.
-      transform: from `data.transforms`.
+      transform: from `data.transforms`; or several of rising size, each under the share of the steps that it begins at.
       how: length, optimizer and what trains.
       runtime: where.
       writing: where to and how often it writes.
@@ -99,27 +145,23 @@ def run(
       title: what the progress bar says.
 
     Returns:
-      The trained network on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
+      The trained network on the devices, with the average of its parameters where that is kept (the checkpoints have
+      the parameters themselves, too), and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
     """
     sharding.check_batch_size(how.batch_size, runtime.mesh, f'{title}.batch_size', how.accumulate_steps)
     num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
-    blank = state.abstract(network.model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+    kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': how.average(len(source)) is not None}
+    blank = state.abstract(network.model, tx, how.trainable, **kept)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
-    pace = loop.Pace(
-        title=title,
-        num_steps=num_steps,
-        batch_size=how.batch_size,
-        log_every_steps=writing.log_every_steps,
-        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
-        schedule=schedule,
-    )
+    stages, sizes = _stages(transform, num_steps)
+    pace = _pace(title, num_steps, schedule, sizes, how=how, num_images=len(source), writing=writing)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
         goes_on = bool(processes.from_host0(checkpoints.steps))
         first = checkpoints.find(writing.restore_step or None) if goes_on else 0
         batches = pipeline.train_batches(
             source,
-            transform,
+            stages,
             runtime.readers,
             batch_size=how.batch_size,
             seed=seed,
@@ -134,16 +176,22 @@ def run(
             log.info('%s goes on from step %d of %d.', title, first, num_steps)
         else:
             log.info('%s: %s', title, describe(how, len(source)))
+            for step, size in sizes.items():
+                log.info('%s: images of %d pixels from step %d on.', title, size, step)
             start = state.create(
                 network.model,
                 tx,
                 how.trainable,
                 key=jax.random.key(seed),
-                mesh=runtime.mesh,
-                layout=runtime.layout,
                 variables=network.variables,
+                **kept,
             )
         write_metadata(writing.directory, dict(network.about))
+        if sizes:
+            ahead = [pace.resolution(first), *(size for step, size in sizes.items() if step > first)]
+            step_fn = stack.enter_context(
+                contextlib.closing(Programs(step_fn, blank, how.batch_size, ahead, runtime.mesh))
+            )
         end = loop.fit(
             start,
             step_fn,
@@ -154,7 +202,7 @@ def run(
             directory=writing.directory,
             checkpoints=checkpoints,
         )
-    return dataclasses.replace(network, variables=end.variables), {
+    return dataclasses.replace(network, variables=end.averaged), {
         'num_steps': num_steps,
         'images_seen': num_steps * how.batch_size,
         'earlier_seconds': metrics_log.seconds_until(writing.directory / 'metrics.jsonl', first),

@@ -21,13 +21,14 @@ def dump(config, prefix: str = '') -> str:
 
 def named_configs():
     """Yield (file name, config) of every config and variant; of the long table of finetune only the default."""
-    from configs import resnet50
+    from configs import resnet50, resnet50_ffcv
 
     variants = {
         'base': [None],
         'quickstart': [None],
         'imagenette': ['small', 'resnet50'],
         'resnet50': resnet50.RESOLUTIONS,
+        'resnet50_ffcv': resnet50_ffcv.LARGER_FROM,
         'finetune': ['resnet50', 'paper'],
     }
     for name, choices in variants.items():

@@ -1,0 +1,90 @@
+"""Training at sizes that grow: a program each, compiled once and ahead; whatever interrupts it, the same bits."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.machines import preemption, sharding
+from fixres_jax.machines.runtime import Runtime
+from fixres_jax.training import train
+from fixres_jax.weights.network import Network
+from test_train import FROM_SCRATCH, MODEL
+
+# The classifier alone has gradients, so that the programs compile fast; all statistics move.
+HOW = dataclasses.replace(FROM_SCRATCH, trainable='fc/.*')
+GROWING = {share: transforms.make_train(size) for share, size in ((0.0, 32), (0.5, 48))}
+
+
+def run(directory, folder, devices=None, transform=GROWING, **options):
+    options = {'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2, 'restore_step': 0} | options
+    network, _ = train.run(
+        Network(MODEL, None, {'architecture': 'resnet18'}),
+        sources.create(str(folder), 'train'),
+        transform,
+        HOW,
+        runtime=Runtime(sharding.make_mesh(devices), 'replicated', workers=0, threads=2),
+        writing=train.Writing(directory, **options),
+        seed=0,
+        title='train',
+    )
+    return jax.device_get(network.variables)
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory, tiny_folder):
+    """The folder and the variables of a run that nothing interrupts, and what it compiled: pixels -> times."""
+    compiled, original = [], train.make_train_step
+
+    class Step:
+        def __init__(self, *args, **kwargs):
+            self.step = original(*args, **kwargs)
+
+        def lower(self, state, batch, key):
+            compiled.append(batch['image'].shape[1])
+            return self.step.lower(state, batch, key)
+
+    directory = tmp_path_factory.mktemp('straight')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, 'make_train_step', Step)  # it cannot be called, only lowered
+        return directory, run(directory, tiny_folder), compiled
+
+
+def test_each_size_is_compiled_once_and_logged(straight):
+    directory, _, compiled = straight
+    lines = [json.loads(line) for line in (directory / 'metrics.jsonl').read_text().splitlines()]
+    assert [line['resolution'] for line in lines] == [32, 32, 32, 48, 48, 48]
+    assert compiled == [32, 48]
+
+
+@pytest.mark.parametrize('stop_at', [2, 4])
+def test_a_run_stopped_on_either_side_of_a_change_goes_on_to_the_same_bits(
+    straight, tmp_path, tiny_folder, monkeypatch, stop_at
+):
+    monkeypatch.setattr(preemption, 'requested', lambda step: step == stop_at)
+    with pytest.raises(preemption.Preempted, match=f'step {stop_at} of 6'):
+        run(tmp_path, tiny_folder)
+    monkeypatch.setattr(preemption, 'requested', lambda step: False)
+    jax.tree.map(np.testing.assert_array_equal, run(tmp_path, tiny_folder), straight[1])
+
+
+@pytest.mark.slow
+def test_one_device_takes_the_same_steps(straight, tmp_path, tiny_folder):
+    one = run(tmp_path, tiny_folder, devices=jax.devices()[:1])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, straight[1])
+
+
+def test_the_size_is_a_function_of_the_step(tiny_folder):
+    source = sources.create(str(tiny_folder), 'train')
+    stages = {0: transforms.make_train(32), 2: transforms.make_train(40), 3: transforms.make_train(48)}
+    how = {'batch_size': 16, 'seed': 0, 'num_steps': 5}
+    for readers in (pipeline.ONE_PROCESS, pipeline.Readers(workers=1, threads=1)):
+        batches = list(pipeline.train_batches(source, stages, readers, start_step=1, **how))
+        assert [batch['image'].shape[1:] for batch in batches] == [(s, s, 3) for s in (32, 40, 48, 48)]
+        alone = list(pipeline.train_batches(source, stages[3], start_step=3, **how))
+        for found, expected in zip(batches[2:], alone, strict=True):
+            for name in expected:
+                assert np.array_equal(found[name], expected[name])
