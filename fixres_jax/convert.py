@@ -1,4 +1,9 @@
-"""Torch weights in and out: `python -m fixres_jax.convert resnet50 weights.pth OUT`; --help names the options."""
+"""Bring torch weights in, take a network back to torch, or list released weights.
+
+fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
+fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors
+fixres convert --list
+"""
 
 import argparse
 import contextlib
@@ -10,14 +15,9 @@ from pathlib import Path
 
 from etils import epath
 
-from fixres_jax.core import command, files
+from fixres_jax.core import command
 from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.weights import hub, imports, network, releases, state_dicts, torch_weights
-
-# Options that say what to remember with the weights.
-ABOUT = (
-    'mean', 'std', 'train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation', 'crop',
-)  # fmt: skip
 
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
@@ -25,10 +25,8 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
 
     With a `path` of the hub the name may be ''.
     """
-    folder = files.reachable(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'{out} is not an empty folder: choose another one.')
-    told_about = {field: getattr(arguments, field) for field in ABOUT if getattr(arguments, field) is not None}
+    folder = command.empty_folder(out)
+    told_about = {field: getattr(arguments, field) for field in imports.FIELDS if getattr(arguments, field) is not None}
     source = path
     if path.startswith(hub.PREFIX):
         found, path, fields = hub.fetch(path)
@@ -85,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog='python -m fixres_jax.convert',
         usage='%(prog)s MODEL WEIGHTS OUT [options] | hf:NAME OUT [options] | --to-torch RUN OUT | --list',
-        description='Bring torch weights in, take a network back to torch, or list released weights.',
+        describe=__doc__,
     )
     add = parser.add_argument
     add(
