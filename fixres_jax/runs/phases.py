@@ -1,7 +1,6 @@
 """The phases of a run, each a function of the run and of the results of the phases before it."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,16 +13,16 @@ from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.core.resolution import Resolution
-from fixres_jax.data import sources, transforms
-from fixres_jax.data.crops import TestCrop, TrainCrop
-from fixres_jax.data.sources import Source
+from fixres_jax.data import transforms
+from fixres_jax.data.crops import TrainCrop
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, findings, html, markdown, plots, report
+from fixres_jax.runs import subjects
 from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
-from fixres_jax.studies import STUDIES, Pair, Subject
+from fixres_jax.studies import STUDIES
 from fixres_jax.training import train
 from fixres_jax.weights import network
 from fixres_jax.weights.network import Network
@@ -130,7 +129,7 @@ def sweep(run: Run, resolutions: Iterable[int]) -> tuple[dict[str, Any], dict[in
     Returns:
       The held-out scores before and after, as `evaluate.evaluate` has its points; and what `adapt.adapt` returned.
     """
-    source = _compared(run)
+    source = subjects.compared(run)
     adapted = adapt.adapt(
         run.trained if 'train' in run.settings.phases else run.start.placed(run.runtime),
         dataclasses.replace(run.images, train=source),
@@ -150,11 +149,6 @@ def sweep(run: Run, resolutions: Iterable[int]) -> tuple[dict[str, Any], dict[in
     return found | {'images_seen': sum(record['images_seen'] for record in records.values())}, adapted
 
 
-def _compared(run: Run) -> Source:
-    """Return as many training images as adaptations that only compare may cost."""
-    return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
-
-
 def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
     """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
 
@@ -163,15 +157,6 @@ def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Re
     last = result['points'][-1]['network']
     points = [p for p in result['points'] if p['resolution'] >= train_resolution and p['network'] == last]
     return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
-
-
-def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int | Resolution, Network]:
-    """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
-    leaves: dict[int | Resolution, dict[str, Any]] = {}
-    for name, leaf in files.read_arrays(workdir / 'sweep.npz').items():
-        resolution, _, name = name.partition('/')
-        leaves.setdefault(Resolution.parse(resolution), {})[name] = run.runtime.place(leaf)
-    return {resolution: before.replaced(new) for resolution, new in leaves.items()}
 
 
 def _test_resolution(run: Run, results: Results) -> int | Resolution:
@@ -250,7 +235,7 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     if 'train' in results:
         networks = {'before': run.trained, 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
         chosen = _test_resolution(run, results)
-        swept = _adapted_in_sweep(run, run.workdir, networks['before'])
+        swept = subjects.adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
             single[CONTROL, run.train_resolution] = run.network(CONTROL)
@@ -300,7 +285,7 @@ def extract_phase(run: Run, results: Results) -> dict[str, Any]:
 
 def studies_phase(run: Run, results: Results) -> dict[str, Any]:
     """Make the studies that a recipe's report shows."""
-    subject = _subject(run, run.workdir)
+    subject = subjects.subject(run, run.workdir)
     names = [name for name, study in STUDIES.items() if study.in_report]
     for name in names:
         log.info('Study %s begins.', name)
@@ -313,63 +298,8 @@ def analyze_phase(run: Run, results: Results) -> dict[str, Any]:
     name = run.settings.study
     log.info('Study %s begins.', name)
     workdir = epath.Path(run.settings.init_from) if STUDIES[name].needs_networks else None
-    studies.make(run.workdir, name, _subject(run, workdir))
+    studies.make(run.workdir, name, subjects.subject(run, workdir))
     return {'study': name}
-
-
-def _subject(run: Run, workdir: epath.Path | None) -> Subject:
-    """Return what studies may look at, with the networks of the recipe in a workdir if one is given."""
-    s = run.settings
-    train_crop = TrainCrop(run.start.about['crop'], s.train.scale, s.train.ratio)
-    test_crop = TestCrop(1.0, 'long')
-    if s.test.crop:
-        test_crop = TestCrop(run.start.about['resize_ratio'], run.start.about['resize'])
-    return Subject(
-        networks=pair_of(run, workdir) if workdir is not None else None,
-        train=_compared(run),
-        held_out=run.images.held_out,
-        test=run.images.test,
-        train_resolution=run.train_resolution,
-        resolutions=run.resolutions,
-        train_crop=train_crop,
-        test_crop=test_crop,
-        test_transforms=run.test_transforms,
-        adaptation=run.adaptation,
-        finetuning=run.finetuning,
-        feed=run.feed('study'),
-        seed=s.seed,
-        images=s.analyze.images,
-        epochs=s.analyze.epochs,
-        runs=_reports(s.analyze.runs),
-        writing=run.writing('ablation'),
-    )
-
-
-def pair_of(run: Run, workdir: epath.Path) -> Pair:
-    """Return the networks that a recipe has left in a workdir, its own or another.
-
-    Raises:
-      UsageError: when there is no trained or no adapted one.
-    """
-    found = [name for name in ('train', *ADAPTATIONS.values()) if (workdir / name / 'fixres.json').exists()]
-    if len(found) < 2 or found[0] != 'train':
-        raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
-    other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
-    averaged = (workdir / AVERAGED / 'fixres.json').exists()
-    before, after = other.network(AVERAGED if averaged else 'train'), other.network(found[1])
-    resolution = Resolution.parse(after.about['test_resolution'])
-    return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
-
-
-def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return workdir -> its report.json."""
-    reports = {}
-    for run in runs:
-        path = files.reachable(run) / 'report.json'
-        if not path.exists():
-            raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
-        reports[run] = json.loads(path.read_text())
-    return reports
 
 
 def report_phase(run: Run, results: Results) -> dict[str, Any]:
