@@ -24,9 +24,12 @@ def get_config() -> Config:
     c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
+    c.tracker = 'tensorboard'  # where numbers of training go besides metrics.jsonl: tensorboard, wandb, none
+    c.validate_every_epochs = 1.0  # of training: passes between two looks at held-out images; 0: none
+    c.validation_images = 2000  # of them, at most; they decide nothing
     c.checkpoint_every_steps = 0  # 0: once per pass over the training images
     c.keep_checkpoints = 2  # newest checkpoints kept
-    c.compilation_cache = ''  # folder, in the workdir unless absolute, that keeps compiled programs for later starts
+    c.compilation_cache = ''  # folder, in the workdir unless absolute or gs://, of compiled programs for later starts
     c.restore_step = 0  # checkpoint to go on from, deleting those after it; 0: the last. For one start only
     c.sharding = 'replicated'  # replicated: the whole state on each device; fsdp: large leaves split over the devices
 
@@ -99,6 +102,20 @@ def get_config() -> Config:
     c.train.flip = True  # horizontally, half of the time
     c.train.augment = ''  # trivial, randaugment-m9-n2 (torchvision's); rand-m7-mstd0.5-inc1 (timm's); augmix, 3augment
     c.train.jitter = 0.3  # of brightness, contrast and saturation
+    c.train.loss = 'cross_entropy'  # or bce: each class by itself is there or not
+    c.train.bce_threshold = -1.0  # of bce: a target above it becomes 1, any other 0; below 0: they stay as they are
+    c.train.ema = ConfigDict()  # moving average of the parameters; the sweep and what follows run on it
+    c.train.ema.decay = 0.0  # share of the old average; 0: no average
+    c.train.ema.warmup = False  # the decay rises from 0, as in timm
+    c.train.ema.start_epochs = 0.0  # until then the average is a copy
+    c.train.ema.every_steps = 1  # steps between two changes
+    c.train.mixing = ConfigDict()  # on the devices; the images of a BatchNorm group are mixed by one draw
+    c.train.mixing.mixup = 0.0  # alpha of its beta distribution; 0: no mixup
+    c.train.mixing.cutmix = 0.0  # likewise
+    c.train.mixing.probability = 1.0  # of a group being mixed
+    c.train.mixing.switch = 0.5  # probability of CutMix where both have an alpha
+    c.train.mixing.erasing = 0.0  # probability of an image losing a box
+    c.train.mixing.erasing_fill = 'zero'  # zero: the mean colour; noise
 
     c.test = ConfigDict()
     # Test resolutions: pixels of a square, or height and width: (352, 640) or '352x640'.

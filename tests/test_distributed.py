@@ -147,7 +147,7 @@ def test_saved_by_some_processes_resumed_by_others(tmp_path, cache, whole, first
     np.testing.assert_allclose([line['loss'] for line in lines], losses, rtol=1e-3)
 
 
-@pytest.mark.parametrize('signum, code', [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize('signum, code', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_signal_stops_all_processes_at_one_step(tmp_path, cache, signum, code):
     run = Run(tmp_path / 'run', cache, 2, '--config.task=train', '--config.train.epochs=200')
     wait_for_step(run, tmp_path / 'run', 4)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
-from PIL import Image
 
 from fixres_jax.report import findings
 from fixres_jax.runs import settings
@@ -82,8 +81,6 @@ def test_the_recipe_ends_with_a_report_of_four_numbers(finished):
     assert all(label in printed for label in findings.numbers(report)) and len(findings.numbers(report)) >= 2
     for name in ('report.md', 'plots/accuracy.svg', 'plots/training.svg', 'train/metrics.jsonl', 'train/fixres.json'):
         assert (workdir / name).stat().st_size > 0
-    with Image.open(workdir / 'plots' / 'accuracy.png') as picture:
-        assert picture.width > 600
 
 
 def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_tested_on(finished, tiny_folder):

@@ -113,6 +113,69 @@ def wait(condition, seconds, what):
         time.sleep(1)
 
 
+def show(environment, job):
+    """Return the fields of a job, name -> text."""
+    words = call(environment, 'scontrol', 'show', 'job', job).split()
+    return dict(word.partition('=')[::2] for word in words if '=' in word)
+
+
+def submit(environment, output, *options):
+    command = ['sbatch', '--parsable', f'--output={output}', '--open-mode=append', *options]
+    return call(environment, *command).strip()
+
+
+@pytest.fixture
+def stand_in(slurm, tmp_path):
+    """The environment for jobs whose tasks run a few lines of shell in the place of the interpreter."""
+    script = tmp_path / 'python'
+
+    def write(lines):
+        script.write_text(f'#!/bin/bash\n{lines}\n')
+        script.chmod(0o755)
+        return slurm | {'PYTHON': str(script)}
+
+    return write
+
+
+@pytest.mark.slow
+def test_a_job_is_requeued_when_its_tasks_were_stopped_and_ends_when_they_are_done(stand_in, tmp_path):
+    environment = stand_in('echo "$SLURM_CPUS_PER_TASK cores: $*"; [ "${SLURM_RESTART_COUNT:-0}" = 2 ] || exit 75')
+    options = ('--ntasks=1', '--cpus-per-task=2', 'launch/slurm.sh', '--config.task=train')
+    job = submit(environment, tmp_path / 'job.log', *options)
+    wait(lambda: show(environment, job)['JobState'] == 'COMPLETED', 300, 'the job to finish')
+    assert show(environment, job)['Restarts'] == '2'
+    printed = (tmp_path / 'job.log').read_text()
+    assert printed.count('2 cores: -m fixres_jax.main --distributed --config.task=train') == 3, printed
+    assert printed.count('the job is requeued') == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('lines, code', [
+    ('exit 2', '2:0'),  # wrong input
+    ('[ "$SLURM_PROCID" = 1 ] && exit 1; sleep 5; exit 134', '134:0'),  # an error, and what it does to another task
+    ('[ "$SLURM_PROCID" = 1 ] && exit 75; kill $$', '143:0'),  # killed from outside
+])  # fmt: skip
+def test_a_job_that_fails_is_not_requeued(stand_in, tmp_path, lines, code):
+    environment = stand_in(lines)
+    job = submit(environment, tmp_path / 'job.log', '--ntasks=2', 'launch/slurm.sh')
+    wait(lambda: show(environment, job)['JobState'] == 'FAILED', 120, 'the job to fail')
+    shown = show(environment, job)
+    assert shown['Restarts'] == '0' and shown['ExitCode'] == code
+    assert 'requeued' not in (tmp_path / 'job.log').read_text()
+
+
+@pytest.mark.slow
+def test_a_job_that_its_user_cancels_is_not_requeued(stand_in, tmp_path):
+    environment = stand_in('trap "exit 75" TERM; echo started; while true; do sleep 0.1; done')
+    job = submit(environment, tmp_path / 'job.log', '--ntasks=2', 'launch/slurm.sh')
+    log = tmp_path / 'job.log'
+    wait(lambda: log.exists() and log.read_text().count('started') == 2, 120, 'the tasks to start')
+    call(environment, 'scancel', job)
+    time.sleep(10)
+    shown = show(environment, job)
+    assert shown['JobState'] == 'CANCELLED' and shown['Restarts'] == '0'
+
+
 @pytest.mark.slow
 def test_a_job_is_stopped_by_the_signal_requeued_and_finished(slurm, tmp_path):
     workdir, output = tmp_path / 'run', tmp_path / 'job.log'
@@ -123,21 +186,14 @@ def test_a_job_is_stopped_by_the_signal_requeued_and_finished(slurm, tmp_path):
         'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
-    command = ['sbatch', '--parsable', '--ntasks=2', f'--output={output}', 'launch/slurm.sh', f'--workdir={workdir}']
-    job = call(environment, *command, *SMALL).strip()
+    job = submit(environment, output, '--ntasks=2', 'launch/slurm.sh', f'--workdir={workdir}', *SMALL)
     metrics = workdir / 'train' / 'metrics.jsonl'
     wait(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 20, 900, 'the run to train')
     call(environment, 'scancel', '--signal=TERM', job)
 
-    def restarts():
-        lines = call(environment, 'scontrol', 'show', 'job', job).split()
-        return next(line for line in lines if line.startswith('Restarts=')), next(
-            line for line in lines if line.startswith('JobState=')
-        )
-
-    wait(lambda: restarts()[0] == 'Restarts=1', 120, 'the job to be requeued')
+    wait(lambda: show(environment, job)['Restarts'] == '1', 120, 'the job to be requeued')
     assert not (workdir / 'report.json').exists()
-    wait(lambda: restarts()[1] == 'JobState=COMPLETED', 1500, 'the job to finish')
+    wait(lambda: show(environment, job)['JobState'] == 'COMPLETED', 1500, 'the job to finish')
     assert json.loads((workdir / 'report.json').read_text())['numbers']['adapted']['count'] == 45
     steps = [json.loads(line)['step'] for line in metrics.read_text().splitlines()]
     assert steps == list(range(1, steps[-1] + 1))

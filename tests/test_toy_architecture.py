@@ -1,11 +1,8 @@
 """An architecture is one record: another network goes through the whole program, and nothing else is told of it."""
 
 import json
-from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -15,43 +12,11 @@ from fixres_jax import convert, models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.machines import targets
-from fixres_jax.models import EVAL, Architecture, layers
+from fixres_jax.models import EVAL
 from fixres_jax.runs import dry_run, recipe, settings
 from fixres_jax.studies import advice, sizes
 from fixres_jax.weights import network
-
-EPSILON = 0.05
-
-
-class Toy(nn.Module):
-    """Two convolutions, one BatchNorm, whose names and numbers are those of no ResNet."""
-
-    num_classes: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dtype: Any = jnp.float32
-    bn_group_size: int | None = None
-    remat: str = ''
-    zero_init_residual: bool = False
-
-    @nn.compact
-    def __call__(self, images, mode):
-        x = nn.relu(
-            layers.Conv(self.width, 3, 2, padding=layers.symmetric, name='begin')(
-                layers.normalize(images, self.mean, self.std, self.dtype)
-            )
-        )
-        x = layers.Conv(2 * self.width, 3, 2, padding=layers.symmetric, name='middle')(x)
-        x = nn.relu(layers.BatchNorm(self.bn_group_size, EPSILON, momentum=0.3, name='norm')(x, mode))
-        embedding = x.astype(jnp.float32).mean((1, 2))
-        return layers.Classifier(self.num_classes, name='head')(embedding), {'features': x, 'embedding': embedding}
-
-
-TOY = Architecture(
-    Toy, 'head', 'begin', 'norm', width=6, min_resolution=12, stride=4, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25),
-    train_resolution=28, interpolation='bicubic', resize_ratio=1.0,
-)  # fmt: skip
+from toy import EPSILON, TOY
 
 
 @pytest.fixture(autouse=True)

@@ -29,9 +29,15 @@ def reachable(path: epath.PathLike) -> epath.Path:
     library = LIBRARIES.get(scheme if separator else '')
     # TensorFlow reads buckets too, and etils prefers it.
     if library and not any(importlib.util.find_spec(name) for name in (library, 'tensorflow')):
-        extra = f'"fixres-jax[{EXTRAS[library]}]"' if library in EXTRAS else library
-        raise UsageError(f'{path} needs the library {library}: pip install {extra}.')
+        extra = f', or this package with its extra "{EXTRAS[library]}"' if library in EXTRAS else ''
+        raise UsageError(f'{path} needs the library {library}: pip install {library}{extra}.')
     return epath.Path(path)
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """Return a path from the root, without links; one in a bucket as it is, for epath would call it relative."""
+    path = epath.Path(path)
+    return path if '://' in str(path) else path.resolve()
 
 
 def private(path: epath.PathLike) -> None:

@@ -75,7 +75,8 @@ def make_eval_step(
     return sharding.jit(outcome, mesh, in_shardings=(None, by_example, by_example), out_shardings=by_example)
 
 
-def _make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
+@functools.cache
+def make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
     """Return the jitted sum over a batch of the outcomes of n (network, resolution) points.
 
     'both' is int32[n, n]: examples that both points got right, whose diagonal is each point's own count. It is all that
@@ -125,7 +126,7 @@ def evaluate(
     Raises:
       Preempted: after a SIGTERM.
     """
-    reduce = _make_reduce(feed.mesh)
+    reduce = make_reduce(feed.mesh)
     points = {(name, size): network for size in test_transforms for name, network in networks.items()}
     points |= single
     total, unread = None, []

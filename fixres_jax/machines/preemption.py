@@ -9,6 +9,10 @@ Python's own handlers run in the main thread only, and there between two of its 
 - while the loop waits for images, which may never come. There the handler raises an error that `reading` turns into the
   same end as that of a step.
 
+A run that was stopped is not finished, and its exit code says so. After SIGTERM, which schedulers send, it is 75
+(`EX_TEMPFAIL`), by which they start the run again. It is not 143, with which they report a program that they killed
+themselves, for example since another one failed. After Ctrl-C it is 130, as of any other program.
+
 A second Ctrl-C ends the process at once. With several processes jax.distributed listens for SIGTERM, so that all of
 them stop at the same step; Ctrl-C becomes a SIGTERM then.
 """
@@ -24,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 3  # that the main thread has for its own end, with what it has to say
-CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
+CODES = {signal.SIGTERM: os.EX_TEMPFAIL, signal.SIGINT: 130}
 GOES_ON = 'The same command goes on from there.'
 
 

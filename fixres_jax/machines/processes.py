@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fixres_jax.core.errors import UsageError
+from fixres_jax.core.errors import RunError, UsageError
 
 # A process that stops answering for so long is given up, and with it the run: all end, and the same command goes on.
 HEARTBEAT_SECONDS = 60
@@ -22,16 +22,21 @@ def start(coordinator_address: str | None, num_processes: int | None, process_id
       process_id: likewise, 0 to num_processes - 1.
 
     Raises:
-      UsageError: when the processes do not find each other.
+      UsageError: when nothing says who the others are, or what was given cannot be.
+      RunError: when the processes cannot meet, which another start may mend.
     """
     try:
         jax.distributed.initialize(
             coordinator_address, num_processes, process_id, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise UsageError(
             f'The processes did not find each other: {str(error).splitlines()[0]} Outside of TPU, Slurm (under srun), '
             'Open MPI and Kubernetes give --coordinator_address, --num_processes and --process_id.'
+        ) from error
+    except RuntimeError as error:
+        raise RunError(
+            f'The processes could not meet: {" ".join(str(error).split())[:300]} Start all of them again.'
         ) from error
 
 

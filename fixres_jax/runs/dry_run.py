@@ -92,10 +92,12 @@ class DryRun:
         sharding.check_batch_size(how.batch_size, runtime.mesh, f'{how.PATH}batch_size', how.accumulate_steps)
         model = self._model if step == 'train' else train.regroup(self._model, how, step)
         num_steps, tx, _, step_fn = train.prepare(model, how, self._train_images, runtime)
-        blank = state.abstract(model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+        averages = how.average(self._train_images) is not None
+        kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': averages}
+        blank = state.abstract(model, tx, how.trainable, **kept)
         batch = batch_of(how.batch_size, self.resolution[step], runtime.mesh)
         program = self._target.compile(step_fn, blank, batch, jax.eval_shape(lambda: jax.random.key(0)))
-        trees = {'parameters': blank.variables, 'optimizer': blank.opt_state}
+        trees = {'parameters': blank.variables, 'optimizer': (blank.opt_state, blank.ema)}
         if step == 'train':
             num_steps = round(num_steps * self._share_of_work(how.sizes))
         return Compiled(program, trees, how.batch_size, num_steps if how.epochs else 0)

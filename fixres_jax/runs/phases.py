@@ -44,7 +44,7 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         train_transforms(run),
         s.train,
         runtime=run.runtime,
-        writing=run.writing('train'),
+        writing=run.validated(run.writing('train'), run.start.model, run.train_resolution),
         seed=s.seed,
         title='train',
     )
@@ -192,7 +192,7 @@ def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: s
         transforms.make_finetune(resolution, augmentation=augmentation, **run.resizing),
         run.finetuning,
         runtime=run.runtime,
-        writing=run.writing(phase),
+        writing=run.validated(run.writing(phase), model, resolution),
         seed=run.settings.seed + 1,  # other batches than training saw
         title=phase,
     )
@@ -321,7 +321,7 @@ def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Return workdir -> its report.json."""
     reports = {}
     for run in runs:
-        path = epath.Path(run) / 'report.json'
+        path = files.reachable(run) / 'report.json'
         if not path.exists():
             raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
         reports[run] = json.loads(path.read_text())

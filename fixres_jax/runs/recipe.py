@@ -3,6 +3,7 @@
 Each phase leaves its result as `<phase>.json` in the workdir; a phase whose result is there is not run again.
 """
 
+import os
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from fixres_jax.runs import provenance, settings
 from fixres_jax.runs.phases import PHASES
 from fixres_jax.runs.run import Run, open_run
 from fixres_jax.runs.workdir import check_restore_step, claim, hold
+from fixres_jax.training import metrics_log
 
 
 def run(config: Any, workdir: str | epath.Path) -> None:
@@ -32,15 +34,23 @@ def run(config: Any, workdir: str | epath.Path) -> None:
     """
     s = settings.read(config)
     settings.check_task(s)
-    workdir = epath.Path(workdir)
+    metrics_log.check_tracker(s.tracker)
+    workdir = files.reachable(workdir)
     check_restore_step(workdir, s.restore_step)
-    if s.compilation_cache:
-        jax.config.update('jax_compilation_cache_dir', str(workdir / s.compilation_cache))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    _keep_compiled_programs(workdir, s.compilation_cache)
     with hold(workdir):
         opened = open_run(s, workdir)
         claim(workdir, config.to_dict(), _defaults(config), provenance.parts(opened.images))
         _run_phases(opened)
+
+
+def _keep_compiled_programs(workdir: epath.Path, folder: str) -> None:
+    """Keep them in a folder, of the workdir unless absolute or in a bucket; '' leaves it to JAX's own variables."""
+    if folder:
+        elsewhere = '://' in folder or os.path.isabs(folder)
+        jax.config.update('jax_compilation_cache_dir', folder if elsewhere else str(workdir / folder))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    files.reachable(jax.config.jax_compilation_cache_dir or '')
 
 
 def _defaults(config: Any) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
 from fixres_jax.data.sources import Splits
 from fixres_jax.data.transforms import Transform
+from fixres_jax.evaluation.validation import make_validation
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.models import Model
 from fixres_jax.runs import checks, networks, provenance, settings
 from fixres_jax.runs.images import open_images, selection
 from fixres_jax.runs.settings import Settings
@@ -87,8 +89,24 @@ class Run:
         """Say where and how often a phase that trains writes."""
         s = self.settings
         return Writing(
-            self.workdir / folder, s.log_every_steps, s.checkpoint_every_steps, s.keep_checkpoints, s.restore_step
+            self.workdir / folder,
+            s.log_every_steps,
+            s.checkpoint_every_steps,
+            s.keep_checkpoints,
+            s.restore_step,
+            s.tracker,
         )
+
+    def validated(self, writing: Writing, model: Model, resolution: int) -> Writing:
+        """Return how a phase writes that also looks at some held-out images now and then, where there are any."""
+        s = self.settings
+        if self.images.held_out is None or not (s.validate_every_epochs and s.validation_images):
+            return writing
+        some = sources.sample(self.images.held_out, s.validation_images, s.seed)
+        validate = make_validation(
+            model, some, self.test_transforms((resolution,))[resolution], self.feed('validation')
+        )
+        return dataclasses.replace(writing, validate=validate, validate_every_epochs=s.validate_every_epochs)
 
     def network(self, phase: str) -> Network:
         """Return the network that a phase has left."""

@@ -16,6 +16,7 @@ from fixres_jax.models import Architecture
 from fixres_jax.models.options import Options
 from fixres_jax.runs.tasks import ADAPTATION, ADAPTATIONS, CONTROL, TASKS
 from fixres_jax.studies import STUDIES, Analysis
+from fixres_jax.training import metrics_log
 from fixres_jax.training.optimization import Finetuning, Optimization, Training
 
 MAX_SEED = 2**31 - 1
@@ -33,6 +34,9 @@ class Settings(Section):
         'checkpoint_every_steps': sections.least(0, 0),
         'keep_checkpoints': sections.least(1, 2),
         'restore_step': sections.least(0, 0),
+        'validate_every_epochs': sections.least(0, 1.0),
+        'validation_images': sections.least(0, 2000),
+        'tracker': sections.one_of(tuple(metrics_log.TRACKERS)),
         'sharding': sections.one_of(sharding.LAYOUTS),
         'study': sections.one_of(('', *STUDIES), 'regions'),
     }
@@ -48,6 +52,9 @@ class Settings(Section):
     keep_checkpoints: int
     compilation_cache: str
     restore_step: int
+    validate_every_epochs: float
+    validation_images: int
+    tracker: str
     sharding: str
     study: str
     model: Options

@@ -24,6 +24,9 @@ EXECUTION_FIELDS = (
     'keep_checkpoints',
     'restore_step',
     'compilation_cache',
+    'validate_every_epochs',
+    'validation_images',
+    'tracker',
     'sharding',
     'data.workers',
     'data.threads',
@@ -37,9 +40,8 @@ def hold(workdir: epath.Path) -> Iterator[None]:
     Buckets (gs://...) know no locks: there, nothing keeps two runs apart.
 
     Raises:
-      UsageError: when another run has the folder, or it cannot be written or reached.
+      UsageError: when another run has the folder, or it cannot be written.
     """
-    files.reachable(workdir)
     with contextlib.ExitStack() as stack:
         problem = ''
         if processes.is_host0() and '://' not in str(workdir):

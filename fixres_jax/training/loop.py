@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,8 +14,9 @@ from etils import epath
 from jax.sharding import Mesh
 
 from fixres_jax.core.errors import RunError
-from fixres_jax.core.progress import Progress
+from fixres_jax.core.progress import Progress, log
 from fixres_jax.machines import preemption, processes, sharding
+from fixres_jax.models import Variables
 from fixres_jax.training import metrics_log
 from fixres_jax.training.state import TrainState
 from fixres_jax.training.step import TrainStep
@@ -33,6 +35,10 @@ class Pace:
       log_every_steps: steps averaged into one line of the log.
       checkpoint_every_steps: steps between two checkpoints; the last step always has one.
       resolutions: first step -> pixels of the images from there on, for the log; {} where all are of one size.
+      tracker: where the numbers go besides `metrics.jsonl`, see `metrics_log.TRACKERS`.
+      validate: (variables) -> numbers of held-out images for the log, {'validation_top1', 'validation_loss'}, or None
+        when it was told to stop.
+      validate_every_steps: steps between two of its calls; the last step always has one.
     """
 
     num_steps: int
@@ -42,6 +48,9 @@ class Pace:
     log_every_steps: int
     checkpoint_every_steps: int
     resolutions: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    tracker: str = 'tensorboard'
+    validate: Callable[[Variables], dict[str, float] | None] | None = None
+    validate_every_steps: int = 1
 
     def resolution(self, step: int) -> int | None:
         """Return the pixels of a step's images, where they change on the way."""
@@ -52,6 +61,10 @@ def _saves(step: int, pace: Pace) -> bool:
     return step % pace.checkpoint_every_steps == 0 or step == pace.num_steps
 
 
+def _validates(step: int, pace: Pace) -> bool:
+    return pace.validate is not None and (step % pace.validate_every_steps == 0 or step == pace.num_steps)
+
+
 class _Reader:
     """Bring the numbers of past steps to the host, refuse one that is not finite, write a line per window."""
 
@@ -59,13 +72,17 @@ class _Reader:
         self._pace, self._writer, self._progress, self._began = pace, writer, progress, began
         self._unread: list[tuple[int, dict[str, jax.Array]]] = []
         self._window: list[dict[str, Any]] = []
+        self._validation = ''
 
     def add(self, step: int, scalars: dict[str, jax.Array]) -> None:
         """Take the numbers of a step that was just dispatched."""
         self._unread.append((step, scalars))
 
     def read(self, leave: int) -> int | None:
-        """Read all but the last `leave` steps; return the first whose loss or gradient is not finite, if any."""
+        """Read all but the last `leave` steps; return the first whose loss or gradient is not finite, if any.
+
+        Read with leave=0, the last step waits for its line until `flush`.
+        """
         while len(self._unread) > leave:
             step, scalars = self._unread.pop(0)
             self._window.append(jax.device_get(scalars))
@@ -73,19 +90,30 @@ class _Reader:
                 return step
             size = self._pace.resolution(step - 1)
             at = f' at {size}' if size else ''
-            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}{at}')
-            if step % self._pace.log_every_steps == 0 or _saves(step, self._pace):
+            self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}{at}{self._validation}')
+            if step % self._pace.log_every_steps == 0 and (leave or self._unread):
                 self.flush(step)
         return None
 
-    def flush(self, step: int) -> None:
-        """Write the means of the steps since the last line."""
+    def validated(self, step: int, found: dict[str, float]) -> None:
+        """Say what a validation has found; it joins the line of its step."""
+        percent = 100 * found['validation_top1']
+        self._validation = f', validation top-1 {percent:.2f} %'
+        log.info(
+            '%s: step %d of %d, validation top-1 %.2f %%, loss %.3f.',
+            *(self._pace.title, step, self._pace.num_steps, percent, found['validation_loss']),
+        )
+        self._progress.update(step, f'loss {self._window[-1]["loss"]:.3f}{self._validation}')
+        self.flush(step, found)
+
+    def flush(self, step: int, found: Mapping[str, float] = types.MappingProxyType({})) -> None:
+        """Write the means of the steps since the last line, and what else was found."""
         if self._writer and self._window:
             means = {name: float(np.mean([values[name] for values in self._window])) for name in self._window[0]}
             if size := self._pace.resolution(step - 1):
                 means['resolution'] = size
             seconds = time.monotonic() - self._began
-            self._writer.write(step, **means, lr=float(self._pace.schedule(step - 1)), seconds=seconds)
+            self._writer.write(step, **means, **found, lr=float(self._pace.schedule(step - 1)), seconds=seconds)
         self._window.clear()
 
 
@@ -122,7 +150,7 @@ def fit(
       Preempted: after a SIGTERM or Ctrl-C, with the state saved.
     """
     first = int(state.step)
-    writer = metrics_log.MetricsLog(directory, first) if processes.is_host0() else None
+    writer = metrics_log.MetricsLog(directory, first, pace.tracker) if processes.is_host0() else None
     progress = Progress(pace.title, first, pace.num_steps, pace.batch_size)
     began = time.monotonic() - metrics_log.seconds_until(directory / 'metrics.jsonl', first)
     reader = _Reader(pace, writer, progress, began)
@@ -137,17 +165,24 @@ def fit(
                     step += 1
                     reader.add(step, scalars)
                 stop = batch is None or (preemption.requested(step) and step < pace.num_steps)
-                save = step > saved and (stop or _saves(step, pace))
+                validate = not stop and _validates(step, pace)
                 # Nothing is saved before its loss and its gradient are known to be finite.
-                bad_step = reader.read(leave=0 if save else 1)
+                bad_step = reader.read(leave=0 if stop or validate or _saves(step, pace) else 1)
                 if bad_step:
                     raise RunError(
                         f'The loss or its gradient is not finite at step {bad_step} of {pace.num_steps} of phase '
                         f'{pace.title}. The last good checkpoint is {_last(checkpoints)}. Lower the learning rate or '
                         'lengthen the warm-up, in another workdir.'
                     )
-                if save:
+                if validate:
+                    found = pace.validate(state.variables)
+                    if found is not None:
+                        reader.validated(step, found)
+                    stop = found is None and step < pace.num_steps
+                if step > saved and (stop or _saves(step, pace)):
                     reader.flush(step)
+                    if writer:
+                        writer.save()
                     checkpoints.save(step, state.items)
                     saved = step
                 if stop:

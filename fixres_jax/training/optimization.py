@@ -3,18 +3,20 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import optax
 
-from fixres_jax.core import sections
+from fixres_jax.core import losses, sections
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.sections import Section
 from fixres_jax.data import augment, pipeline, transforms
 from fixres_jax.machines.runtime import MAX_BATCH
-from fixres_jax.models import architecture
-from fixres_jax.training import optimizers, schedules
+from fixres_jax.models import Model, architecture
+from fixres_jax.training import averaging, mixing, optimizers, schedules
 
+Mix = Callable[[Any, Any], Any]  # (batch, key) -> batch, see `mixing.make`
 _REGEX = sections.Rule(sections.is_regex, 'a regular expression', '.*')
 _REGEX_OF_SOME = sections.Rule(
     lambda value: value and sections.is_regex(value), 'a regular expression, not empty', '.*'
@@ -134,6 +136,18 @@ class Optimization(Section):
             return bn_group_size
         return max(size for size in range(1, min(bn_group_size, part) + 1) if part % size == 0)
 
+    def objective(self) -> losses.Objective:
+        """Return what is minimized."""
+        return losses.Objective(label_smoothing=self.label_smoothing)
+
+    def mix(self, model: Model) -> Mix | None:
+        """Return what is done to each batch on the devices."""
+        return None
+
+    def average(self, num_images: int) -> averaging.Average | None:
+        """Return how the average of the parameters moves; None for none."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Training(Optimization):
@@ -149,6 +163,8 @@ class Training(Optimization):
         'scale': sections.low_high(0, 1, (0.08, 1.0)),
         'ratio': sections.low_high(0, math.inf, (0.75, 1.33)),
         'jitter': sections.least(0, 0.3),
+        'loss': sections.one_of(('cross_entropy', 'bce')),
+        'bce_threshold': sections.Rule(lambda v: v < 1, 'below 1', 0.2),
     }
 
     resolution: int
@@ -160,6 +176,10 @@ class Training(Optimization):
     flip: bool
     augment: str
     jitter: float
+    loss: str
+    bce_threshold: float
+    mixing: mixing.Mixing
+    ema: averaging.Averaging
 
     def __post_init__(self):
         super().__post_init__()
@@ -173,6 +193,22 @@ class Training(Optimization):
         """Return share of the steps -> pixels of the images from there on; the last are `resolution`."""
         ends, sizes = (0.0, *(end for end, _ in self.progressive)), (*(int(size) for _, size in self.progressive),)
         return dict(zip(ends, (*sizes, self.resolution), strict=True))
+
+    def objective(self) -> losses.Objective:
+        """Return what is minimized."""
+        return losses.Objective(self.loss, self.label_smoothing, self.bce_threshold)
+
+    def mix(self, model: Model) -> Mix | None:
+        """Return what is done to each batch on the devices: mixup, CutMix, random erasing."""
+        module = model.module
+        return mixing.make(self.mixing, module.mean, module.std, self.largest_group(module.bn_group_size))
+
+    def average(self, num_images: int) -> averaging.Average | None:
+        """Return how the average of the parameters moves; None for none."""
+        ema = self.ema
+        if not ema.decay:
+            return None
+        return averaging.Average(ema.decay, ema.warmup, self.steps(ema.start_epochs, num_images), ema.every_steps)
 
 
 @dataclasses.dataclass(frozen=True)

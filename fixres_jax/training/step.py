@@ -12,6 +12,7 @@ from fixres_jax.core import losses, trees
 from fixres_jax.machines import sharding
 from fixres_jax.models import Mode, Model
 from fixres_jax.training import state
+from fixres_jax.training.averaging import Average
 from fixres_jax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -27,7 +28,9 @@ def make_train_step(
     mesh: Mesh,
     layout: str = 'replicated',
     accumulate_steps: int = 1,
-    label_smoothing: float = 0.0,
+    objective: losses.Objective = losses.CROSS_ENTROPY,
+    mix: Callable[[Batch, jax.Array], Batch] | None = None,
+    average: Average | None = None,
 ) -> TrainStep:
     """Return the jitted step that trains the parameters `trainable` matches, under `mode`.
 
@@ -44,7 +47,9 @@ def make_train_step(
       layout: how the state lies on them, see `sharding.place`.
       accumulate_steps: parts of the batch that go through the network one after the other, for want of memory. The step
         is the same as in one part when a part holds whole BatchNorm groups.
-      label_smoothing: share of the target spread over all classes.
+      objective: what is minimized.
+      mix: what is done to each batch first, from `mixing.make`.
+      average: how the average of the parameters moves, which the state then has.
 
     Returns:
       step(state, batch, key) -> (state, {'loss', 'top1', 'gradient_norm': float32[]}). The state given is consumed.
@@ -57,20 +62,24 @@ def make_train_step(
         (logits, _), updates = model.apply(
             variables, batch['image'], mode, mutable=['batch_stats'], rngs={'dropout': key}
         )
-        loss = losses.cross_entropy(logits, batch['label'], label_smoothing).mean()
-        scalars = {'loss': loss, 'top1': losses.hits(logits, batch['label'], 1).mean()}
+        loss = objective(logits, batch).mean()
+        scalars = {'loss': loss, 'top1': losses.mixed_hits(logits, batch).mean()}
         return loss, (updates['batch_stats'], scalars)
 
     def step(old, batch, key):
         selected, frozen = trees.split(old.params, trainable)
         key = jax.random.fold_in(key, old.step)
+        if mix is not None:
+            batch = jax.lax.with_sharding_constraint(mix(batch, key), by_example)
         gradients, (batch_stats, scalars) = gradient_fn(selected, frozen, old.batch_stats, batch, key)
         updates, opt_state = tx.update(gradients, old.opt_state, selected)
+        selected = optax.apply_updates(selected, updates)
         new = TrainState(
             step=old.step + 1,
-            params=trees.merge(optax.apply_updates(selected, updates), frozen),
+            params=trees.merge(selected, frozen),
             batch_stats=batch_stats,
             opt_state=opt_state,
+            ema=average.move(old.ema, selected, old.step + 1) if average else None,
         )
         return new, scalars | {'gradient_norm': optax.tree.norm(gradients)}
 
@@ -80,7 +89,8 @@ def make_train_step(
     whole, by_example = sharding.replicated(mesh), sharding.by_example(mesh)
     place = whole
     if layout != 'replicated':
-        place = jax.tree.map(lambda x: x.sharding, state.abstract(model, tx, trainable, mesh=mesh, layout=layout))
+        blank = state.abstract(model, tx, trainable, mesh=mesh, layout=layout, averages=average is not None)
+        place = jax.tree.map(lambda x: x.sharding, blank)
     placed = {'in_shardings': (place, by_example, whole), 'out_shardings': (place, whole)}
     return sharding.jit(step, mesh, donate_argnums=0, **placed)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import processes, sharding
 from fixres_jax.machines.runtime import Runtime
-from fixres_jax.models import Mode, Model
+from fixres_jax.models import Mode, Model, Variables
 from fixres_jax.training import loop, metrics_log, state
 from fixres_jax.training.optimization import Optimization, describe, make_optimizer
 from fixres_jax.training.programs import Programs
@@ -36,6 +36,9 @@ class Writing:
       checkpoint_every_steps: steps between two checkpoints; 0 for one per pass over the images.
       keep_checkpoints: newest checkpoints kept.
       restore_step: checkpoint to go on from, instead of the last one; 0 for the last.
+      tracker: see `metrics_log.TRACKERS`.
+      validate: see `loop.Pace`.
+      validate_every_epochs: passes over the images between two of its calls.
     """
 
     directory: epath.Path
@@ -43,6 +46,9 @@ class Writing:
     checkpoint_every_steps: int
     keep_checkpoints: int
     restore_step: int
+    tracker: str = 'tensorboard'
+    validate: Callable[[Variables], dict[str, float] | None] | None = None
+    validate_every_epochs: float = 1.0
 
 
 def regroup(model: Model, how: Optimization, title: str) -> Model:
@@ -74,7 +80,9 @@ def prepare(
         mesh=runtime.mesh,
         layout=runtime.layout,
         accumulate_steps=how.accumulate_steps,
-        label_smoothing=how.label_smoothing,
+        objective=how.objective(),
+        mix=how.mix(model),
+        average=how.average(num_images),
     )
     return num_steps, tx, schedule, step_fn
 
@@ -86,6 +94,31 @@ def _stages(
     shares = transform if isinstance(transform, Mapping) else {0.0: transform}
     stages = {round(share * num_steps): one for share, one in sorted(shares.items())}
     return stages, {step: one.resolution for step, one in stages.items()} if len(stages) > 1 else {}
+
+
+def _pace(
+    title: str,
+    num_steps: int,
+    schedule: optax.Schedule,
+    sizes: Mapping[int, int],
+    *,
+    how: Optimization,
+    num_images: int,
+    writing: Writing,
+) -> loop.Pace:
+    """Return the length and the intervals of a phase in steps."""
+    return loop.Pace(
+        title=title,
+        num_steps=num_steps,
+        batch_size=how.batch_size,
+        log_every_steps=writing.log_every_steps,
+        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, num_images)),
+        schedule=schedule,
+        resolutions=sizes,
+        tracker=writing.tracker,
+        validate=writing.validate,
+        validate_every_steps=max(1, how.steps(writing.validate_every_epochs, num_images)),
+    )
 
 
 def run(
@@ -112,22 +145,16 @@ def run(
       title: what the progress bar says.
 
     Returns:
-      The trained network on the devices, and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
+      The trained network on the devices, with the average of its parameters where that is kept (the checkpoints have
+      the parameters themselves, too), and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
     """
     sharding.check_batch_size(how.batch_size, runtime.mesh, f'{title}.batch_size', how.accumulate_steps)
     num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
-    blank = state.abstract(network.model, tx, how.trainable, mesh=runtime.mesh, layout=runtime.layout)
+    kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': how.average(len(source)) is not None}
+    blank = state.abstract(network.model, tx, how.trainable, **kept)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
     stages, sizes = _stages(transform, num_steps)
-    pace = loop.Pace(
-        title=title,
-        num_steps=num_steps,
-        batch_size=how.batch_size,
-        log_every_steps=writing.log_every_steps,
-        checkpoint_every_steps=writing.checkpoint_every_steps or max(1, how.steps(1, len(source))),
-        schedule=schedule,
-        resolutions=sizes,
-    )
+    pace = _pace(title, num_steps, schedule, sizes, how=how, num_images=len(source), writing=writing)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(writing.directory, writing.keep_checkpoints)))
         goes_on = bool(processes.from_host0(checkpoints.steps))
@@ -156,9 +183,8 @@ def run(
                 tx,
                 how.trainable,
                 key=jax.random.key(seed),
-                mesh=runtime.mesh,
-                layout=runtime.layout,
                 variables=network.variables,
+                **kept,
             )
         write_metadata(writing.directory, dict(network.about))
         if sizes:
@@ -176,7 +202,7 @@ def run(
             directory=writing.directory,
             checkpoints=checkpoints,
         )
-    return dataclasses.replace(network, variables=end.variables), {
+    return dataclasses.replace(network, variables=end.averaged), {
         'num_steps': num_steps,
         'images_seen': num_steps * how.batch_size,
         'earlier_seconds': metrics_log.seconds_until(writing.directory / 'metrics.jsonl', first),

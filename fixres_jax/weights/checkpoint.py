@@ -37,7 +37,7 @@ class Checkpoints:
         disk.quieten()
         self.directory = epath.Path(directory) / 'checkpoints'
         self._manager = ocp.CheckpointManager(
-            self.directory.resolve(),
+            files.absolute(self.directory),
             item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -191,7 +191,7 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
     registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, host), (jax.Array, devices))
     handlers = {'model': ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
     with _one_line(f'A network could not be written to {directory}', lambda: 'Make room or mend the disk.'):
-        with ocp.CheckpointManager((directory / 'checkpoints').resolve(), item_handlers=handlers) as manager:
+        with ocp.CheckpointManager(files.absolute(directory / 'checkpoints'), item_handlers=handlers) as manager:
             manager.save(0, args=ocp.args.Composite(model=ocp.args.PyTreeSave(variables)))
         write_metadata(directory, metadata)
 
@@ -239,7 +239,7 @@ def load_model(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       RunError: when its files are damaged.
     """
     folder = find(path)
-    with ocp.CheckpointManager((folder / 'checkpoints').resolve()) as manager:
+    with ocp.CheckpointManager(files.absolute(folder / 'checkpoints')) as manager:
         steps = sorted(manager.all_steps())
     if not steps:
         raise UsageError(f'{folder} has no finished checkpoint yet: let the run save one first.')
@@ -248,9 +248,9 @@ def load_model(path: str | epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         # The handler alone: a checkpointer takes the item for a whole checkpoint and warns of missing metadata.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.metadata(item.resolve()).tree
+            tree = reader.metadata(files.absolute(item)).tree
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            variables = reader.restore(item.resolve(), args=ocp.args.PyTreeRestore(restore_args=restore_args))
+            variables = reader.restore(files.absolute(item), args=ocp.args.PyTreeRestore(restore_args=restore_args))
     except Exception as error:
         raise RunError(_damaged(item.parent, _reason(error), steps)) from error
     return variables, json.loads((folder / METADATA).read_text())

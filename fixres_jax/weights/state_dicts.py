@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
+from fixres_jax.core.progress import log
 
 PICKLES = ('.pth', '.pt', '.bin', '.tar')
 WRAPPERS = ('model', 'state_dict', 'model_state_dict')  # 'model' is the FixRes releases'
@@ -174,6 +175,8 @@ def _unwrap(content: Any, path: Path, ema: bool) -> dict[str, Any]:
         raise UsageError(f'{path} holds no moving average of the weights: leave out --ema.')
     if has_ema and not ema and not wrappers:
         raise UsageError(f'{path} holds only a moving average of the weights ({has_ema[0]}): add --ema.')
+    if has_ema and not ema:
+        log.warning('%s holds a moving average of the weights too (%s): --ema takes that.', path, has_ema[0])
     if ema or wrappers:
         return _unwrap(content[has_ema[0] if ema else wrappers[0]], path, False)
     return dict(content)

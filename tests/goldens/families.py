@@ -86,7 +86,7 @@ FAMILIES = {
         narrow={'width': 16},
     ),
     'amoebanet': Family('amoebanet', 'amoebanet_b_small', (), {'width': 1}, reference=''),
-    'senet': Family('senet', 'senet154', (), {'width': 32}),
+    'senet': Family('senet', 'senet154', (), {'width': 32}, theirs={'drop_rate': 0.0}),
     'mpncov': Family('mpncov', 'resnet50_mpncov', (), {'width': 8}),
     'resnetv2': Family('resnetv2', 'resnetv2_50', (), {'width': 8}),
     # The member whose last sum has a BatchNorm on both sides.
