@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,9 @@ def _keep_average(run: Run, result: Network) -> dict[str, Any]:
     """
     s = run.settings
     sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
+    *_, transform = train_transforms(run).values()  # of the last size, if there are several
     how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
-    last = train_transforms(run)[max(s.train.sizes)]  # where the sizes grow, the largest
-    result = recalibration.recalibrate(result, sampled, last, run.feed('ema'), **how)
+    result = recalibration.recalibrate(result, sampled, transform, run.feed('ema'), **how)
     _save(run, AVERAGED, result)
     return {'averaged': True, 'statistics_images': len(sampled)}
 
@@ -114,28 +114,40 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
 
 def _adapted_sweep(run: Run) -> dict[str, Any]:
     """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
+    result, adapted = sweep(run, run.resolutions)
+    changed = {}
+    for resolution, (new, _) in adapted.items():
+        leaves = new.adapted_leaves(run.adaptation.batch_norm)
+        changed |= {f'{resolution}/{name}': np.asarray(leaf) for name, leaf in leaves.items()}
+    if processes.is_host0():
+        files.write_arrays(run.workdir / 'sweep.npz', changed)
+    return result
+
+
+def sweep(run: Run, resolutions: Iterable[int]) -> tuple[dict[str, Any], dict[int, tuple[Network, adapt.Record]]]:
+    """Adapt at every resolution, on as many images as that may cost.
+
+    Returns:
+      The held-out scores before and after, as `evaluate.evaluate` has its points; and what `adapt.adapt` returned.
+    """
     source = _compared(run)
     adapted = adapt.adapt(
-        run.trained,
+        run.trained if 'train' in run.settings.phases else run.start.placed(run.runtime),
         dataclasses.replace(run.images, train=source),
-        run.test_transforms(run.resolutions),
+        run.test_transforms(resolutions),
         dataclasses.replace(run.adaptation, copies=0),
         run.feed('sweep'),
         seed=run.settings.seed,
         directory=run.workdir / 'embeddings',
     )
-    points, changed = [], {}
-    for resolution, (result, record) in adapted.items():
-        for name in ('before', 'after'):
-            points.append({'network': name, 'resolution': resolution} | record[name])
-        leaves = result.adapted_leaves(run.adaptation.batch_norm)
-        changed |= {f'{resolution}/{name}': np.asarray(leaf) for name, leaf in leaves.items()}
-    if processes.is_host0():
-        files.write_arrays(run.workdir / 'sweep.npz', changed)
     records = {str(resolution): record for resolution, (_, record) in adapted.items()}
-    return {'count': len(run.images.held_out), 'points': points, 'images_used': len(source), 'adaptations': records} | {
-        'images_seen': sum(record['images_seen'] for record in records.values())
-    }
+    points = [
+        {'network': name, 'resolution': resolution} | record[name]
+        for resolution, (_, record) in adapted.items()
+        for name in ('before', 'after')
+    ]
+    found = {'count': len(run.images.held_out), 'points': points, 'images_used': len(source), 'adaptations': records}
+    return found | {'images_seen': sum(record['images_seen'] for record in records.values())}, adapted
 
 
 def _compared(run: Run) -> Source:
@@ -189,20 +201,26 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
 
 
 def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
-    adapted = adapt.adapt(
-        _trained(run, results),
+    result, record = adapt_at(run, _trained(run, results), resolution, phase)[resolution]
+    result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
+    _save(run, phase, result)
+    return record | {'test_resolution': resolution}
+
+
+def adapt_at(
+    run: Run, start: Network, resolution: int | Resolution, title: str
+) -> dict[int | Resolution, tuple[Network, adapt.Record]]:
+    """Adapt a network to one resolution on all training images of a run, as `adapt.adapt` returns it."""
+    return adapt.adapt(
+        start,
         run.images,
         run.test_transforms((resolution,)),
         run.adaptation,
-        run.feed(phase),
+        run.feed(title),
         seed=run.settings.seed,
         directory=run.workdir / 'embeddings',
         augment=transforms.make_finetune(resolution, augmentation='v2', **run.resizing),
     )
-    result, record = adapted[resolution]
-    result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
-    _save(run, phase, result)
-    return record | {'test_resolution': resolution}
 
 
 def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
