@@ -26,6 +26,7 @@ ROOMS = [
 # Thin, above all rooms; so is what the package itself shows.
 COMMANDS = {
     '__init__', '__main__', 'adapt', 'advise', 'convert', 'dryrun', 'evaluate', 'extract', 'main', 'predict', 'prepare',
+    'recalibrate',
 }  # fmt: skip
 DATA_MAY_IMPORT = {
     'numba',

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from fixres_jax import models
 from fixres_jax.adaptation import embeddings
 from fixres_jax.core import trees
-from fixres_jax.data import sources
+from fixres_jax.data import pipeline, sources
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import sharding
-from fixres_jax.machines.runtime import Feed, one_pass
+from fixres_jax.machines.runtime import Feed, one_pass, watched
 from fixres_jax.models import Model
 from fixres_jax.weights.network import Network
 
@@ -33,11 +33,14 @@ def measure(
     feed: Feed,
     *,
     batch_norm: str,
+    at_once: bool = False,
+    seed: int | None = None,
 ) -> dict[Any, dict[str, np.ndarray]]:
     """Measure the exact mean and variance of the inputs of BatchNorm layers over all whole batches of a source.
 
     Layers are taken in the network's order, one pass each, so that each sees what its predecessors' new statistics make
-    of the images.
+    of the images. `at_once` takes all in one pass instead: then each sees what its predecessors make of the images when
+    they normalize every batch by the batch's own statistics. Where the layers are independent the two are the same.
 
     Args:
       network: on the devices.
@@ -45,6 +48,8 @@ def measure(
       transforms: key, such as the resolution, -> transform; each file is decoded once for all.
       feed: how the images pass; a batch is at most the source, and a multiple of the devices.
       batch_norm: regex of the layers.
+      at_once: see above.
+      seed: of the augmentation, for one transform of training images; None for test transforms, which draw nothing.
 
     Returns:
       key -> {'layer4/2/bn3/mean': float32[C], 'layer4/2/bn3/var': float32[C], ...}: population values, of all positions
@@ -56,31 +61,47 @@ def measure(
     # Fewer images than devices are repeated, so that every device has one.
     whole = sources.subset(source, np.arange(num_batches * batch_size) % len(source))
     statistics: dict[Any, dict[str, np.ndarray]] = {key: {} for key in transforms}
-    layers = models.batch_norm_layers(network.variables['batch_stats'], batch_norm)
-    for layer in _in_order(network.model, layers):
-        step = _make_moments(network.model, layer, feed.mesh)
-        sums = dict.fromkeys(transforms, 0.0)  # key -> float64[2, C], of the batches' means and mean squares
-        for _, _, batch in one_pass(whole, transforms, dataclasses.replace(feed, batch_size=batch_size)):
-            for key, image in batch['image'].items():
-                mean, var = (np.asarray(x, np.float64) for x in step(network.variables, statistics[key], image))
-                sums[key] = sums[key] + np.stack([mean, var + mean**2])
-        for key, total in sums.items():
+    layers = _in_order(network.model, models.batch_norm_layers(network.variables['batch_stats'], batch_norm))
+    for together in [layers] if at_once and layers else [(layer,) for layer in layers]:
+        step = _make_moments(network.model, together, feed.mesh)
+        # (key, layer) -> float64[2, C], of the batches' means and mean squares
+        sums = {(key, layer): 0.0 for key in transforms for layer in together}
+        for images in _batches(whole, transforms, dataclasses.replace(feed, batch_size=batch_size), seed):
+            for key, image in images.items():
+                for layer, moments in step(network.variables, statistics[key], image).items():
+                    mean, var = (np.asarray(x, np.float64) for x in moments)
+                    sums[key, layer] = sums[key, layer] + np.stack([mean, var + mean**2])
+        for (key, layer), total in sums.items():
             mean, square = total / num_batches
             statistics[key][f'{layer}/mean'] = np.float32(mean)
             statistics[key][f'{layer}/var'] = np.float32(np.maximum(square - mean**2, 0.0))
     return statistics
 
 
+def _batches(
+    source: Source, transforms: Mapping[Any, Transform], feed: Feed, seed: int | None
+) -> Iterator[dict[Any, jax.Array]]:
+    """Iterate over a source of whole batches: key -> images on the devices."""
+    if seed is None:
+        yield from (batch['image'] for _, _, batch in one_pass(source, transforms, feed))
+        return
+    ((key, transform),) = transforms.items()
+    size, count = feed.batch_size, len(source) // feed.batch_size
+    share = {'batch_size': size, 'seed': seed, 'start_step': 0, 'num_steps': count}
+    batches = pipeline.train_batches(source, transform, feed.runtime.readers, **share)
+    yield from ({key: batch['image']} for _, _, batch in watched(batches, count, size, feed))
+
+
 @functools.cache
-def _make_moments(model: Model, layer: str, mesh: Mesh) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """Return the jitted function (variables, changes, image) -> mean and variance of a layer's input in the batch."""
-    mode = models.Mode(re.escape(layer), population=True)
+def _make_moments(model: Model, layers: tuple[str, ...], mesh: Mesh) -> Callable[..., dict[str, Any]]:
+    """Return the jitted function (variables, changes, image) -> layer -> mean and variance of its input."""
+    mode = models.Mode('|'.join(map(re.escape, layers)), population=True)
     whole = model.clone(bn_group_size=None)  # The batch is one group: that of training has no say here.
 
     def moments(variables, changes, image):
         _, new = whole.apply(embeddings.change(variables, changes), image, mode, mutable=['batch_stats'])
         new = trees.flatten(new['batch_stats'])
-        return new[f'{layer}/mean'], new[f'{layer}/var']
+        return {layer: (new[f'{layer}/mean'], new[f'{layer}/var']) for layer in layers}
 
     return sharding.jit(moments, mesh, out_shardings=sharding.replicated(mesh))
 

@@ -13,12 +13,14 @@ NUMBERS = {
     'larger': 'larger, not adapted',
     'adapted': 'larger and adapted',
     'adapted_at_train_resolution': 'control: adapted at the training size',
+    'not_averaged': 'the last parameters, not their average, at the training size',
 }
 STEPS = {
     'larger_minus_train_resolution': 'larger resolution, not adapted',
     'adapted_minus_larger': 'adaptation, at the test resolution',
     'adapted_minus_train_resolution': 'both together',
     'control_minus_train_resolution': 'refitting: adaptation at the training size',
+    'averaged_minus_not_averaged': 'averaging the parameters, at the training size',
     'adapted_minus_control': 'resolution: the larger one, between adapted networks',
 }
 TOP5_CLASSES = 10  # with more than these, top-5 says something

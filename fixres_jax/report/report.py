@@ -12,6 +12,7 @@ DIFFERENCES = {
     'adapted_minus_larger': ('adapted', 'larger'),
     'adapted_minus_train_resolution': ('adapted', 'train_resolution'),
     'control_minus_train_resolution': ('adapted_at_train_resolution', 'train_resolution'),
+    'averaged_minus_not_averaged': ('train_resolution', 'not_averaged'),
     'adapted_minus_control': ('adapted', 'adapted_at_train_resolution'),
 }
 
@@ -53,6 +54,8 @@ def build(
         # Where the training size was kept, the adapted network is its own control.
         control = 'control' if chosen != train_resolution else 'after'
         points['adapted_at_train_resolution'] = (control, train_resolution)
+    if ('not averaged', train_resolution) in {(point['network'], point['resolution']) for point in test['points']}:
+        points['not_averaged'] = ('not averaged', train_resolution)
     differences = {}
     for name, (first, second) in DIFFERENCES.items():
         if first in points and second in points:

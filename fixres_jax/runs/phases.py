@@ -2,26 +2,26 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from fixres_jax import studies
-from fixres_jax.adaptation import adapt
+from fixres_jax.adaptation import recalibration, statistics
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.core.resolution import Resolution
-from fixres_jax.data import sources, transforms
+from fixres_jax.data import transforms
 from fixres_jax.data.crops import TestCrop, TrainCrop
-from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, findings, html, markdown, plots, report
-from fixres_jax.runs.run import Run
+from fixres_jax.runs import one_pass
+from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES, Pair, Subject
 from fixres_jax.training import train
@@ -38,7 +38,7 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         network.save(run.workdir / 'train', run.start)
         run.networks['train'] = run.start.placed(run.runtime)
         return {'num_steps': 0, 'images_seen': 0, 'images': 0}
-    run.networks['train'], info = train.run(
+    result, info = train.run(
         run.start,
         run.images.train,
         train_transforms(run),
@@ -48,7 +48,34 @@ def train_phase(run: Run, results: Results) -> dict[str, Any]:
         seed=s.seed,
         title='train',
     )
+    if run.averages:
+        info |= _keep_average(run, result)
+    else:
+        run.networks['train'] = result
     return info | {'images': len(run.images.train)}
+
+
+def _keep_average(run: Run, result: Network) -> dict[str, Any]:
+    """Write the averaged network into a folder of its own, with the statistics that its BatchNorm layers would have.
+
+    They are measured on training images as training saw them: the parameters of no step have made the average.
+    """
+    s = run.settings
+    sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
+    how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
+    last = train_transforms(run)[max(s.train.sizes)]  # where the sizes grow, the largest
+    result = recalibration.recalibrate(result, sampled, last, run.feed('ema'), **how)
+    _save(run, AVERAGED, result)
+    return {'averaged': True, 'statistics_images': len(sampled)}
+
+
+def _save(run: Run, phase: str, result: Network) -> None:
+    """Write a network into its folder, in place of what a run that was stopped has left there."""
+    directory = run.workdir / phase
+    if processes.is_host0() and directory.exists():
+        directory.rmtree()
+    network.save(directory, result)
+    run.networks[phase] = result
 
 
 def train_transforms(run: Run) -> dict[float, Transform]:
@@ -77,9 +104,9 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
         result = _adapted_sweep(run)
     else:
         held_out = run.test_transforms(run.resolutions)
-        networks = {'before': run.network('train')}
+        networks = {'before': run.trained}
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
-    chosen = choose_resolution(result, run.train_resolution)
+    chosen = one_pass.choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
     log.info('Test resolution %s: the best on %d %s.', chosen, result['count'], where)
     return result | {'test_resolution': chosen, 'chosen_on': where}
@@ -87,7 +114,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
 
 def _adapted_sweep(run: Run) -> dict[str, Any]:
     """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
-    result, adapted = sweep(run, run.resolutions)
+    result, adapted = one_pass.sweep(run, run.trained, run.resolutions)
     changed = {}
     for resolution, (new, _) in adapted.items():
         leaves = new.adapted_leaves(run.adaptation.batch_norm)
@@ -95,47 +122,6 @@ def _adapted_sweep(run: Run) -> dict[str, Any]:
     if processes.is_host0():
         files.write_arrays(run.workdir / 'sweep.npz', changed)
     return result
-
-
-def sweep(run: Run, resolutions: Iterable[int]) -> tuple[dict[str, Any], dict[int, tuple[Network, adapt.Record]]]:
-    """Adapt at every resolution, on as many images as that may cost.
-
-    Returns:
-      The held-out scores before and after, as `evaluate.evaluate` has its points; and what `adapt.adapt` returned.
-    """
-    source = _compared(run)
-    adapted = adapt.adapt(
-        run.network('train') if 'train' in run.settings.phases else run.start.placed(run.runtime),
-        dataclasses.replace(run.images, train=source),
-        run.test_transforms(resolutions),
-        dataclasses.replace(run.adaptation, copies=0),
-        run.feed('sweep'),
-        seed=run.settings.seed,
-        directory=run.workdir / 'embeddings',
-    )
-    records = {str(resolution): record for resolution, (_, record) in adapted.items()}
-    points = [
-        {'network': name, 'resolution': resolution} | record[name]
-        for resolution, (_, record) in adapted.items()
-        for name in ('before', 'after')
-    ]
-    found = {'count': len(run.images.held_out), 'points': points, 'images_used': len(source), 'adaptations': records}
-    return found | {'images_seen': sum(record['images_seen'] for record in records.values())}, adapted
-
-
-def _compared(run: Run) -> Source:
-    """Return as many training images as adaptations that only compare may cost."""
-    return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
-
-
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
-    """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
-
-    After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
-    """
-    last = result['points'][-1]['network']
-    points = [p for p in result['points'] if p['resolution'] >= train_resolution and p['network'] == last]
-    return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
 
 
 def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int | Resolution, Network]:
@@ -153,7 +139,7 @@ def _test_resolution(run: Run, results: Results) -> int | Resolution:
 
 def _trained(run: Run, results: Results) -> Network:
     """Return the network to adapt: the one that this run has trained, or the given one."""
-    return run.network('train') if 'train' in results else run.start.placed(run.runtime)
+    return run.trained if 'train' in results else run.start.placed(run.runtime)
 
 
 def adapt_phase(run: Run, results: Results) -> dict[str, Any]:
@@ -174,30 +160,10 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
 
 
 def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
-    result, record = adapt_at(run, _trained(run, results), resolution, phase)[resolution]
+    result, record = one_pass.at(run, _trained(run, results), resolution, phase)[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
-    directory = run.workdir / phase
-    if processes.is_host0() and directory.exists():  # of a run that was stopped before it wrote adapt.json
-        directory.rmtree()
-    network.save(directory, result)
-    run.networks[phase] = result
+    _save(run, phase, result)
     return record | {'test_resolution': resolution}
-
-
-def adapt_at(
-    run: Run, start: Network, resolution: int | Resolution, title: str
-) -> dict[int | Resolution, tuple[Network, adapt.Record]]:
-    """Adapt a network to one resolution on all training images of a run, as `adapt.adapt` returns it."""
-    return adapt.adapt(
-        start,
-        run.images,
-        run.test_transforms((resolution,)),
-        run.adaptation,
-        run.feed(title),
-        seed=run.settings.seed,
-        directory=run.workdir / 'embeddings',
-        augment=transforms.make_finetune(resolution, augmentation='v2', **run.resizing),
-    )
 
 
 def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
@@ -225,12 +191,14 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     """Evaluate on the test split: the recipe's networks, or the one that was given."""
     single, resolutions = {}, run.resolutions
     if 'train' in results:
-        networks = {'before': run.network('train'), 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
+        networks = {'before': run.trained, 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
         chosen = _test_resolution(run, results)
         swept = _adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
             single[CONTROL, run.train_resolution] = run.network(CONTROL)
+        if run.averages:
+            single['not averaged', run.train_resolution] = run.network('train')
         resolutions = tuple(sorted({*resolutions, run.train_resolution, chosen}))
     else:
         networks = {'given': run.start.placed(run.runtime)}
@@ -301,7 +269,7 @@ def _subject(run: Run, workdir: epath.Path | None) -> Subject:
         test_crop = TestCrop(run.start.about['resize_ratio'], run.start.about['resize'])
     return Subject(
         networks=pair_of(run, workdir) if workdir is not None else None,
-        train=_compared(run),
+        train=one_pass.compared(run),
         held_out=run.images.held_out,
         test=run.images.test,
         train_resolution=run.train_resolution,
@@ -330,7 +298,8 @@ def pair_of(run: Run, workdir: epath.Path) -> Pair:
     if len(found) < 2 or found[0] != 'train':
         raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
     other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
-    before, after = other.network('train'), other.network(found[1])
+    averaged = (workdir / AVERAGED / 'fixres.json').exists()
+    before, after = other.network(AVERAGED if averaged else 'train'), other.network(found[1])
     resolution = Resolution.parse(after.about['test_resolution'])
     return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
 

@@ -28,6 +28,8 @@ from fixres_jax.training.train import Writing
 from fixres_jax.weights import imagenet, network
 from fixres_jax.weights.network import Network
 
+AVERAGED = 'ema'  # folder of the averaged network
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -77,6 +79,16 @@ class Run:
     def resizing(self) -> dict[str, Any]:
         """How test images are resized: arguments of `transforms.make_test`."""
         return {name: self.start.about[name] for name in ('resize_ratio', 'resize', 'interpolation')}
+
+    @property
+    def averages(self) -> bool:
+        """Whether training keeps an average of the parameters."""
+        return self.settings.trains and self.settings.train.ema.decay > 0
+
+    @property
+    def trained(self) -> Network:
+        """The network that training has left: the averaged one, where there is one."""
+        return self.network(AVERAGED if self.averages else 'train')
 
     def feed(self, title: str) -> Feed:
         """Say how images pass in evaluations and adaptations."""

@@ -73,13 +73,14 @@ def make_train_step(
             batch = jax.lax.with_sharding_constraint(mix(batch, key), by_example)
         gradients, (batch_stats, scalars) = gradient_fn(selected, frozen, old.batch_stats, batch, key)
         updates, opt_state = tx.update(gradients, old.opt_state, selected)
+        number = old.step + 1
         selected = optax.apply_updates(selected, updates)
         new = TrainState(
-            step=old.step + 1,
+            step=number,
             params=trees.merge(selected, frozen),
             batch_stats=batch_stats,
             opt_state=opt_state,
-            ema=average.move(old.ema, selected, old.step + 1) if average else None,
+            ema=average.move(old.ema, selected, number) if average else None,
         )
         return new, scalars | {'gradient_norm': optax.tree.norm(gradients)}
 

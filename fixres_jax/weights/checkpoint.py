@@ -27,7 +27,7 @@ ITEMS = {'model': 'network', 'training': 'optimizer or selection of trained para
 METADATA = 'fixres.json'
 _UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of a folder that orbax has not finished
 # Where a workdir of the recipe keeps its networks, the most finished first.
-PHASES = ('adapt', 'finetune', 'train')
+PHASES = ('adapt', 'finetune', 'ema', 'train')
 
 
 class Checkpoints:
