@@ -2,6 +2,8 @@
 
     fixres recalibrate weights --images DATA/train --resolution 288 --out exact
     fixres convert --to-torch exact exact.safetensors
+
+For weights that were averaged, merged, pruned or quantized after their training.
 """
 
 import argparse
