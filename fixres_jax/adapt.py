@@ -15,7 +15,6 @@ from pathlib import Path
 
 from fixres_jax.core import command, progress
 from fixres_jax.core.errors import UsageError
-from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,13 +24,13 @@ def _parser() -> argparse.ArgumentParser:
     add('data', metavar='DATA')
     add(
         '--resolution',
-        type=Resolution.parse,
+        type=command.pixels,
         metavar='PIXELS',
         help='to test at; else chosen on held-out images',
     )
     add(
         '--resolutions',
-        type=Resolution.parse,
+        type=command.pixels,
         metavar='PIXELS',
         nargs='+',
         default=(),

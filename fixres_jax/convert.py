@@ -1,8 +1,11 @@
 """Bring torch weights in, take a network back to torch, or list released weights.
 
-fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
-fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors
-fixres convert --list
+    fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
+    fixres convert hf:timm/resnet50.a1_in1k OUT
+    fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors, or a folder for timm
+    fixres convert --list
+
+OUT is a folder that every command and config takes as a network.
 """
 
 import argparse

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 
 from fixres_jax.core import command, progress
-from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     add('data', metavar='DATA')
     add(
         '--resolutions',
-        type=Resolution.parse,
+        type=command.pixels,
         metavar='PIXELS',
         nargs='+',
         default=(),

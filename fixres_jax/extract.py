@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from fixres_jax.core import command, progress
 from fixres_jax.core.errors import UsageError
-from fixres_jax.core.resolution import Resolution
 
 SCORE = 'score'
 
@@ -24,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser('python -m fixres_jax.extract', describe=__doc__)
     add = parser.add_argument
     add('arguments', metavar='NETWORK IMAGES OUT', nargs='+', help='or: score DIR [DIR]')
-    add('--resolution', type=Resolution.parse, metavar='PIXELS', help="pixels; default: the network's own")
+    add('--resolution', type=command.pixels, metavar='PIXELS', help="pixels; default: the network's own")
     add('--flip', action='store_true', help='average with the mirror images')
     add('--batch-size', type=int, default=0, help='images at once; default: what suits the devices')
     return parser
