@@ -26,7 +26,7 @@ CONFIGS = [
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
     *(('resnet50_ffcv', variant) for variant in resnet50_ffcv.LARGER_FROM),
     *((name, None) for name in make_configs.RECIPES),
-    *(('finetune', variant) for variant in finetune.TABLE),
+    *(('finetune', f'{variant}{how}') for variant in finetune.TABLE for how in ('', ',paper')),
 ]
 
 

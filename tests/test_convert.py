@@ -264,6 +264,16 @@ def test_wrappers_and_prefixes(wrap, ema, tmp_path):
     assert_same(state_dicts.load(tmp_path / 'x.pth', ema=ema)[0], start)
 
 
+def test_a_moving_average_beside_the_weights_is_mentioned(tmp_path, caplog):
+    torch = pytest.importorskip('torch')
+    weights = {'fc.bias': torch.zeros(3)}
+    torch.save({'state_dict': weights, 'state_dict_ema': weights}, tmp_path / 'x.pth')
+    state_dicts.load(tmp_path / 'x.pth', ema=True)
+    assert not caplog.messages
+    state_dicts.load(tmp_path / 'x.pth')
+    assert 'state_dict_ema' in caplog.messages[0] and '--ema' in caplog.messages[0]
+
+
 def test_half_precision_tensors(tmp_path):
     torch = pytest.importorskip('torch')
     torch.save({'a': torch.tensor([1.5]).bfloat16(), 'b': torch.tensor([2.5]).half()}, tmp_path / 'x.pth')

@@ -175,6 +175,16 @@ def test_every_colour_of_a_figure_has_a_counterpart_of_dark_mode(tmp_path):
     assert (workdir / 'plots' / 'accuracy.svg').read_text() == first
 
 
+def test_validations_stand_beside_the_training_batches():
+    lines = [{'step': step, 'loss': 1.0, 'top1': 0.5} for step in (1, 2, 3)]
+    alone = plots.training_curves({'train': lines, 'finetune': []})
+    assert [len(axes.get_lines()) for axes in alone.axes] == [1, 1]
+    lines[2] |= {'validation_loss': 2.0, 'validation_top1': 0.25}
+    loss, top1 = plots.training_curves({'train': lines}).axes
+    assert [list(line.get_ydata()) for line in top1.get_lines()] == [[50.0, 50.0, 50.0], [25.0]]
+    assert list(loss.get_lines()[1].get_xdata()) == [3]
+
+
 def test_curves_that_coincide_are_both_seen():
     value = made(adapt=True)
     figure = plots.accuracy(

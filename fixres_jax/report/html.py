@@ -61,7 +61,7 @@ def page(workdir: epath.Path, report: dict[str, Any]) -> str:
         _table(findings.curve_table(report)),
         *_costs(workdir, report),
         *_studies(workdir),
-        *_section(workdir, 'Training', 'training', 'Loss and top-1 of training batches.'),
+        *_section(workdir, 'Training', 'training', 'Loss and top-1 against the step.'),
         '<h2>Cost of this run</h2>',
         _table(findings.cost_table(report)),
         '<h2>How to run it again</h2>',

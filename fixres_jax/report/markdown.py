@@ -37,7 +37,7 @@ The test resolution was chosen on: {report['test_resolution_chosen_on']}.
 
 {_costs(workdir, report)}## Cost of this run
 
-{_picture(workdir, 'training', 'Loss and top-1 of training batches.')}{tables.markdown(findings.cost_table(report))}
+{_picture(workdir, 'training', 'Loss and top-1 against the step.')}{tables.markdown(findings.cost_table(report))}
 
 `report.html` holds what each part of the adaptation was worth, and examples.
 

@@ -114,7 +114,7 @@ def accuracy(curve: Sequence[Row], against: Against, labels: dict[str, str], mar
 
 
 def training_curves(phases: dict[str, Sequence[dict[str, float]]]) -> Figure:
-    """Draw loss and top-1 of training batches against the step, of each phase.
+    """Draw loss and top-1 of training batches, and of held-out images where they were looked at, for each phase.
 
     Args:
       phases: phase -> lines of its `metrics.jsonl`.
@@ -124,13 +124,16 @@ def training_curves(phases: dict[str, Sequence[dict[str, float]]]) -> Figure:
     rows = iter(figure.subplots(2 * max(1, len(phases)), 1, squeeze=False)[:, 0])
     for name, lines in phases.items():
         steps = [line['step'] for line in lines]
-        for values, label in (
-            ([line['loss'] for line in lines], 'cross entropy (nats)'),
-            ([100 * line['top1'] for line in lines], 'top-1 of batches (%)'),
-        ):
+        for key, scale, label in (('loss', 1, 'cross entropy (nats)'), ('top1', 100, 'top-1 (%)')):
             axes = next(rows)
-            axes.plot(steps, values, color=BEFORE)
+            axes.plot(steps, [scale * line[key] for line in lines], color=BEFORE, label='training batches')
+            seen = [
+                (line['step'], scale * line[held_out]) for line in lines if (held_out := f'validation_{key}') in line
+            ]
+            if seen:
+                axes.plot(*zip(*seen, strict=True), 's--', color=AFTER, markersize=4, label='held-out images')
             axes.set_ylabel(label)
             axes.grid(alpha=0.3)
         axes.set_xlabel(f'step of {name}')
+    legend_below(figure)
     return figure

@@ -181,6 +181,8 @@ def fit(
                     stop = found is None and step < pace.num_steps
                 if step > saved and (stop or _saves(step, pace)):
                     reader.flush(step)
+                    if writer:
+                        writer.save()
                     checkpoints.save(step, state.items)
                     saved = step
                 if stop:

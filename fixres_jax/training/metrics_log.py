@@ -16,7 +16,8 @@ from fixres_jax.core.errors import UsageError
 class MetricsLog:
     """Keep a run's numbers: `metrics.jsonl` for programs and a tracker for those who watch.
 
-    A run that goes on from step n drops the lines after n first, so each step stands in the file once.
+    A run that goes on from step n drops the lines after n first, so each step stands in the file once. A file in a
+    bucket cannot be added to and is written whole, by `save`.
 
     Args:
       directory: of the phase.
@@ -29,8 +30,9 @@ class MetricsLog:
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / 'metrics.jsonl'
         kept = [line for line in read_metrics(self._path) if line['step'] <= start_step]
-        files.write(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
-        self._file = self._path.open('a')
+        self._lines = [json.dumps(line) + '\n' for line in kept]
+        files.write(self._path, ''.join(self._lines))
+        self._file = None if '://' in str(directory) else self._path.open('a')
         # The loop waits neither for a tracker's import, which the first line starts, nor for what it writes or sends.
         self._background = futures.ThreadPoolExecutor(1)
         self._tracker = functools.cache(lambda: TRACKERS[tracker](directory, start_step + 1))
@@ -38,14 +40,25 @@ class MetricsLog:
             self._tracker()  # It may ask for a login, or fail without one.
 
     def write(self, step: int, **values: float) -> None:
-        """Add one line; it is in the file when this returns."""
-        self._file.write(json.dumps({'step': step, **values}) + '\n')
-        self._file.flush()
+        """Add one line; it is in a file on disk when this returns."""
+        line = json.dumps({'step': step, **values}) + '\n'
+        if self._file:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._lines.append(line)
         self._background.submit(lambda: self._tracker().write(step, values))
+
+    def save(self) -> None:
+        """Have all lines in the file; call before a checkpoint, as a run that goes on from it needs those before it."""
+        if not self._file:
+            files.write(self._path, ''.join(self._lines))
 
     def close(self) -> None:
         """Finish both."""
-        self._file.close()
+        self.save()
+        if self._file:
+            self._file.close()
         self._background.submit(lambda: self._tracker().close()).result()
         self._background.shutdown()
 
