@@ -316,3 +316,5 @@ def test_a_tpu_slice_may_be_set_up_twice(commands, tmp_path):
             'python3 -m uv pip install --quiet --python .venv/bin/python --editable .[tpu,gcs]'
         ], printed
         assert printed.count('uv venv --quiet --allow-existing --python 3.12 .venv') == 2
+    code, printed = ended(tpu(environment, 'setup', f'file://{tmp_path}/none'))
+    assert code and 'uv' not in printed, printed
