@@ -21,8 +21,8 @@ MAX_BYTES = 2**31 - 2**26  # of the weights: the format keeps offsets of 32 bits
 def to_bytes(network: Network, height: int, width: int) -> bytearray:
     """Return the serialized program: uint8[b, height, width, 3], for any b, -> probabilities float32[b, K].
 
-    The weights are inside. It runs on each of PLATFORMS, with the version of jax that wrote it and with newer ones as far
-    as jax.export promises.
+    The weights are inside. It runs on each of PLATFORMS, with the version of jax that wrote it and with newer ones as
+    far as jax.export promises.
 
     Raises:
       UsageError: for weights that do not fit into the format, or without its package.
