@@ -1,4 +1,11 @@
-"""Torch weights in and out: `python -m fixres_jax.convert resnet50 weights.pth OUT`; --help names the options."""
+"""Bring torch weights in, take a network back to torch, or list released weights.
+
+fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
+fixres convert hf:timm/resnet50.a1_in1k OUT           # of Hugging Face
+fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors, or a folder for timm
+fixres convert --to-jax adapted.safetensors OUT       # a program of jax.export, for those without this package
+fixres convert --list
+"""
 
 import argparse
 import contextlib
@@ -10,14 +17,9 @@ from pathlib import Path
 
 from etils import epath
 
-from fixres_jax.core import command, files
+from fixres_jax.core import command
 from fixres_jax.core.errors import RunError, UsageError
 from fixres_jax.weights import hub, imports, network, portable, releases, state_dicts, torch_weights
-
-# Options that say what to remember with the weights.
-ABOUT = (
-    'mean', 'std', 'train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation', 'crop',
-)  # fmt: skip
 
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
@@ -25,10 +27,8 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
 
     With a `path` of the hub the name may be ''.
     """
-    folder = files.reachable(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'{out} is not an empty folder: choose another one.')
-    told_about = {field: getattr(arguments, field) for field in ABOUT if getattr(arguments, field) is not None}
+    folder = command.empty_folder(out)
+    told_about = {field: getattr(arguments, field) for field in imports.FIELDS if getattr(arguments, field) is not None}
     source = path
     if path.startswith(hub.PREFIX):
         found, path, fields = hub.fetch(path)
@@ -68,7 +68,7 @@ def _export(run: str, out: str) -> str:
     """Write the network of a run as a torch file, or as a folder for timm; return what to tell."""
     if '://' in out:
         raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
-    loaded = network.load(run)
+    loaded = _load(run)
     state_dict = torch_weights.to_torch(loaded.variables, loaded.model)
     told = f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
     if Path(out).suffix:
@@ -81,9 +81,16 @@ def _export(run: str, out: str) -> str:
     return told
 
 
+def _load(path: str) -> network.Network:
+    """Return the network of a run, or of a file that this program wrote."""
+    return (
+        network.load(path) if Path(path).suffix not in ('.safetensors', *state_dicts.PICKLES) else imports.read(path)[0]
+    )
+
+
 def _program(run: str, out: str, resolution: int | None) -> str:
     """Write the network of a run as a program of jax.export; return what to tell."""
-    loaded = network.load(run)
+    loaded = _load(run)
     resolution = resolution or loaded.about.get('test_resolution') or loaded.about['train_resolution']
     portable.save(out, loaded, resolution)
     return (
@@ -96,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog='python -m fixres_jax.convert',
         usage='%(prog)s MODEL WEIGHTS OUT [options] | hf:NAME OUT [options] | --to-torch|--to-jax RUN OUT | --list',
-        description='Bring torch weights in, take a network back to torch, or list released weights.',
+        describe=__doc__,
     )
     add = parser.add_argument
     add(

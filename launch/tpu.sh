@@ -36,8 +36,9 @@ setup)
   on_workers all "set -e
     if [ ! -d fixres-jax ]; then git clone --quiet --depth 1 $(printf %q "$1") fixres-jax; fi
     cd fixres-jax
-    git fetch --quiet --depth 1 $(printf %q "$1") HEAD && git reset --quiet --hard FETCH_HEAD
-    python3 -m pip install --quiet --user --upgrade uv
+    git fetch --quiet --depth 1 $(printf %q "$1") HEAD
+    git reset --quiet --hard FETCH_HEAD
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user --upgrade uv
     python3 -m uv venv --quiet --allow-existing --python 3.12 .venv
     python3 -m uv pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'"
   ;;

@@ -22,6 +22,7 @@ yaml = pytest.importorskip('yaml')
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / 'launch'
+SCRIPTS = [*sorted(LAUNCH.glob('*.sh')), *sorted((ROOT / '.ci').iterdir())]
 INSTRUCTIONS = {'FROM', 'WORKDIR', 'COPY', 'RUN', 'ENV', 'ENTRYPOINT'}
 
 
@@ -150,12 +151,31 @@ def test_the_commands_of_a_container_recipe_run_in_a_clean_environment(name, tmp
     assert (tmp_path / 'run' / 'train' / 'fixres.json').exists()
 
 
-@pytest.mark.parametrize('path', sorted(LAUNCH.glob('*.sh')), ids=lambda path: path.name)
+@pytest.mark.parametrize('path', SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_parse_and_pass_shellcheck(path):
     subprocess.run(['bash', '-n', str(path)], check=True)
     if not shutil.which('shellcheck'):
         pytest.skip('shellcheck is not installed')
     subprocess.run(['shellcheck', str(path)], check=True)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / '.github' / 'workflows').glob('*.yml')), ids=lambda path: path.name)
+def test_a_workflow_runs_scripts_that_are_there(path):
+    (job,) = yaml.safe_load(path.read_text())['jobs'].values()
+    scripts = [step['run'].split()[0] for step in job['steps'] if step.get('run', '').startswith('.ci/')]
+    assert scripts
+    for script in scripts:
+        assert os.access(ROOT / script, os.X_OK), script
+
+
+def test_the_newest_releases_are_those_without_upper_bounds():
+    (command,) = [line for line in (ROOT / '.ci' / 'newest').read_text().splitlines() if line.startswith('sed ')]
+    command = command.partition(' >')[0]
+    newest = subprocess.run(['bash', '-c', command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in newest.splitlines() if line and not line.startswith('#')]
+    assert len(lines) > 15
+    for line in lines:
+        assert '<' not in line.partition(';')[0] and '>=' in line, line
 
 
 @pytest.fixture
@@ -296,3 +316,5 @@ def test_a_tpu_slice_may_be_set_up_twice(commands, tmp_path):
             'python3 -m uv pip install --quiet --python .venv/bin/python --editable .[tpu,gcs]'
         ], printed
         assert printed.count('uv venv --quiet --allow-existing --python 3.12 .venv') == 2
+    code, printed = ended(tpu(environment, 'setup', f'file://{tmp_path}/none'))
+    assert code and 'uv' not in printed, printed
