@@ -62,11 +62,16 @@ def _main(argv: Sequence[str] | None) -> None:
     from etils import epath
 
     from fixres_jax import library
+    from fixres_jax.machines import compilation
     from fixres_jax.runs import alone
 
     options = {name: getattr(arguments, name) for name in ('flip', 'copies', 'batch_size', 'seed', 'reset_head')}
     net = library.named(arguments.network)
-    with tempfile.TemporaryDirectory(prefix='fixres_jax_') as directory:
+    with (
+        progress.Activity('adapt'),
+        compilation.told(),
+        tempfile.TemporaryDirectory(prefix='fixres_jax_') as directory,
+    ):
         opened = alone.open_run(
             net,
             arguments.data,

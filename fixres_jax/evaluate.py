@@ -43,14 +43,16 @@ def _main(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     progress.show_log()
     from fixres_jax import library
+    from fixres_jax.machines import compilation
 
-    table = library.evaluate(
-        {name: library.named(name) for name in arguments.networks},
-        arguments.data,
-        arguments.resolutions,
-        crop_fractions=arguments.crop_fractions,
-        batch_size=arguments.batch_size,
-    )
+    with progress.Activity('evaluate'), compilation.told():
+        table = library.evaluate(
+            {name: library.named(name) for name in arguments.networks},
+            arguments.data,
+            arguments.resolutions,
+            crop_fractions=arguments.crop_fractions,
+            batch_size=arguments.batch_size,
+        )
     print(table)
     if arguments.csv:
         table.to_csv(arguments.csv)

@@ -50,10 +50,12 @@ def _extract(arguments: argparse.Namespace, name: str, images: Sequence[str], ou
     folder = command.empty_folder(out)
     progress.show_log()
     from fixres_jax import library  # it imports jax, which help needs not
+    from fixres_jax.machines import compilation
 
     net = library.named(name)
     how = {'resolution': arguments.resolution, 'flip': arguments.flip, 'batch_size': arguments.batch_size}
-    told = net.extract(images[0] if len(images) == 1 else images, folder, **how)
+    with progress.Activity('extract'), compilation.told():
+        told = net.extract(images[0] if len(images) == 1 else images, folder, **how)
     print(f'{out} holds what {name} says of {told["count"]:,} images at {told["resolution"]}.')
     if not told['labelled']:
         print('Their labels are unknown: there is no labels.npy, and no accuracy.')
