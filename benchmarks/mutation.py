@@ -41,6 +41,9 @@ MODULES = {
     'fixres_jax/training/metrics_log.py': (None, [['tests/test_metrics.py']]),
     'fixres_jax/training/optimization.py': (('make_optimizer', 'count_steps', 'make_sgd'), [['tests/test_optim.py']]),
     'fixres_jax/training/schedules.py': (None, [['tests/test_optim.py']]),
+    'fixres_jax/training/optimizers.py': (None, [['tests/test_optimizers.py']]),
+    'fixres_jax/training/mixing.py': (None, [['tests/test_mixing.py']]),
+    'fixres_jax/training/averaging.py': (None, [['tests/test_averaging.py']]),
     'fixres_jax/runs/phases.py': (
         ('sweep_phase', '_adapted_sweep', '_compared', '_adapted_in_sweep', 'choose_resolution', 'adapt_phase'),
         [['tests/test_phases.py']],

@@ -30,7 +30,7 @@ def resnet50(resolution, topology, *extra, steps='train'):
 def large(name, topology, *extra, steps='finetune'):
     batch = LARGE[name] * CHIPS[topology]
     options = [f'--config.{part}.batch_size={batch}' for part in ('train', 'finetune', 'test')]
-    return [f'configs/finetune.py:{name}', topology, steps, *options, *extra]
+    return [f'configs/finetune.py:{name},paper', topology, steps, *options, *extra]
 
 
 def file_name(*parts):

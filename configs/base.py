@@ -21,7 +21,7 @@ def get_config() -> Config:
     c.adaptation = 'one_pass'  # of the recipe. one_pass: section adapt; finetune: SGD through the network
     c.control = True  # adapt at the training size too: what the report needs to tell resolution from refitting
     c.seed = 0  # of weights, order of images, augmentation and held-out images
-    c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
+    c.init_from = ''  # workdir, converted weights or hf:timm/NAME to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
     c.tracker = 'tensorboard'  # where numbers of training go besides metrics.jsonl: tensorboard, wandb, none
@@ -60,7 +60,7 @@ def get_config() -> Config:
     c.data.mean = ()  # of each channel, 0 to 1; (): that of init_from, or ImageNet's
     c.data.std = ()  # likewise
     c.data.workers = 0  # processes that read images; 0: threads of this process only
-    c.data.threads = 4  # threads that read images, in each process
+    c.data.threads = 4  # threads that read images, in each process; 0: one a core
     c.data.drawings = ConfigDict()
     c.data.drawings.train = 3000  # images of the embedded data set
     c.data.drawings.val = 2000  # likewise
@@ -125,7 +125,7 @@ def get_config() -> Config:
     c.test.interpolation = ''  # bilinear, bicubic; '': that of init_from, or bilinear
     c.test.crop = True  # False: the whole image, padded to a square
     c.test.resize_ratio = 0.0  # shorter side over crop; 0: that of init_from, or 256/224
-    c.test.batch_size = 256  # global
+    c.test.batch_size = 256  # global; 0: 256 a device, or 32 on a CPU
 
     c.adapt = ConfigDict()
     # Both solvers train the classifier alone: sgd refuses any other finetune.trainable, lbfgs ignores it.
@@ -152,7 +152,7 @@ def get_config() -> Config:
     c.finetune = ConfigDict()
     c.finetune.augmentation = 'test'  # test: the test transform; v2: flip, jitter 0.05, horizontally shifted crop
     c.finetune.epochs = 56.0  # passes over the training images
-    c.finetune.batch_size = 512  # global
+    c.finetune.batch_size = 512  # global; 0: an eighth of the images, a power of two, 512 at most
     c.finetune.accumulate_steps = 1
     c.finetune.repeats = 1
     c.finetune.lr = 1e-3  # base learning rate

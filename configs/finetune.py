@@ -1,14 +1,15 @@
-"""Adapt a network that comes trained: the published hyper-parameters by model.
+"""Adapt a network that comes trained: a row by model. As it is, fitted to the images; with `,paper`, as was published.
 
-Command:   python -m fixres_jax.convert resnet50 resnet50.pth WEIGHTS
-           python -m fixres_jax.main --config configs/finetune.py:resnet50 --workdir DIR \\
-             --config.init_from=WEIGHTS --config.data.source=IMAGENET
-Variants:  the keys of TABLE; `:resnet50` is the default.
+Command:   fixres convert resnet50 resnet50.pth WEIGHTS
+           fixres run --config finetune:resnet50 --workdir DIR --config.init_from=WEIGHTS --config.data.source=DATA
+Variants:  the keys of TABLE; `:resnet50` is the default. It adapts in one pass, with batches and readers that fit the
+           images and the machine. `:resnet50,paper`, or `:paper`, fine-tunes with the published hyper-parameters:
+           batches of 512, for ImageNet and eight accelerators.
 Accuracy:  the paper's top-1, not measured here: ResNet-50 trained at 224, 77.0 at 224 and 79.0 adapted at 384; with
            CutMix 79.7 adapted at 320; ResNeXt-101 32x48d 85.4 at 224 and 86.3 adapted at 320. EfficientNets: see
            EFFICIENTNETS; PNASNet-5-Large 82.7 at 331 and 83.7 adapted at 480. Of those in MOBILE, OTHERS and LAYER_NORM
            none is published.
-Time:      not measured here. `python -m fixres_jax.dryrun` estimates it for a topology.
+Time:      not measured here. `fixres dryrun` estimates it for a topology; `fixres adapt` says it before it begins.
 """
 
 from configs import base
@@ -165,24 +166,38 @@ TABLE |= {
 }
 
 
+PAPER = 'paper'  # behind the model: as published
+
+
 def get_config(variant: str = 'resnet50'):
     """Return the run that adapts one model; `init_from` is to be given."""
-    if variant not in TABLE:
-        raise ValueError(f'configs/finetune.py has no variant {variant!r}: use one of :{", :".join(TABLE)}.')
-    row = TABLE[variant]
+    model, _, how = variant.partition(',')
+    if model == PAPER:
+        model, how = 'resnet50', PAPER
+    if model not in TABLE or how not in ('', PAPER):
+        raise ValueError(
+            f'configs/finetune.py has no variant {variant!r}: use one of :{", :".join(TABLE)}; with ,paper behind it '
+            'for the published hyper-parameters.'
+        )
+    row = TABLE[model]
     c = base.get_config()
-    c.model.name = row.get('name', variant)
+    c.model.name = row.get('name', model)
     c.data.source = 'imagenet'
-    c.data.workers = 4
-    c.data.threads = 4
-    c.adaptation = 'finetune'
     c.train.epochs = 0.0
     c.train.resolution = row['train']
     c.test.resolution = row['test']
     c.test.resolutions = row['sizes']
-    c.finetune.epochs = row['epochs']
-    c.finetune.lr = row['lr']
-    c.finetune.batch_size = row['batch_size']
     for section in ('model', 'finetune'):
         c[section].update(row.get(section, {}))
+    c.finetune.lr = row['lr']
+    c.finetune.epochs = row['epochs']
+    if how == PAPER:
+        c.adaptation = 'finetune'
+        c.data.workers = 4
+        c.finetune.batch_size = row['batch_size']
+    else:
+        c.data.threads = 0
+        c.data.held_out_fraction = 0.1
+        c.test.batch_size = 0
+        c.finetune.batch_size = 0
     return c

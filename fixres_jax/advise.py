@@ -1,10 +1,8 @@
 """Advise on resolutions: which to test at, which to train at, and what each costs.
 
-    python -m fixres_jax.advise --train-resolution 224 --model resnet50
-    python -m fixres_jax.advise --train-resolution 224 --images FOLDER --wanted-test-resolution 224
-    python -m fixres_jax.advise --train-resolution 224 --images-per-second 900 --max-milliseconds 2
-
-The modules that import jax are imported late: help needs none.
+fixres advise --train-resolution 224 --model resnet50
+fixres advise --train-resolution 224 --images FOLDER --wanted-test-resolution 224
+fixres advise --train-resolution 224 --images-per-second 900 --max-milliseconds 2
 """
 
 import argparse
@@ -18,9 +16,7 @@ from fixres_jax.data.crops import TEST_RATIO, TestCrop, TrainCrop
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = command.Parser(
-        'python -m fixres_jax.advise',
-        description=__doc__.splitlines()[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        'python -m fixres_jax.advise', describe=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     add = parser.add_argument
     add('--train-resolution', type=int, default=224, help='pixels')
@@ -43,7 +39,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Print the advice that the arguments ask for."""
     arguments = _arguments(argv)
-    from fixres_jax import models
+    from fixres_jax import models  # late, with jax: help needs none
     from fixres_jax.studies import advice, sizes
 
     model = None

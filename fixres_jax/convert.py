@@ -1,4 +1,9 @@
-"""Torch weights in and out: `python -m fixres_jax.convert resnet50 weights.pth OUT`; --help names the options."""
+"""Bring torch weights in, take a network back to torch, or list released weights.
+
+fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
+fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors
+fixres convert --list
+"""
 
 import argparse
 import contextlib
@@ -6,25 +11,28 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from etils import epath
 
-from fixres_jax.core import command, files
+from fixres_jax.core import command
 from fixres_jax.core.errors import RunError, UsageError
-from fixres_jax.weights import imports, network, releases, state_dicts, torch_weights
-
-# Options that say what to remember with the weights.
-ABOUT = (
-    'mean', 'std', 'train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation', 'crop',
-)  # fmt: skip
+from fixres_jax.weights import hub, imports, network, portable, releases, state_dicts, torch_weights
 
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
-    """Convert a file of torch weights into a folder that every task accepts; return what to tell."""
-    folder = files.reachable(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'{out} is not an empty folder: choose another one.')
-    told_about = {field: getattr(arguments, field) for field in ABOUT if getattr(arguments, field) is not None}
+    """Convert a file of torch weights into a folder that every task accepts; return what to tell.
+
+    With a `path` of the hub the name may be ''.
+    """
+    folder = command.empty_folder(out)
+    told_about = {field: getattr(arguments, field) for field in imports.FIELDS if getattr(arguments, field) is not None}
+    source = path
+    if path.startswith(hub.PREFIX):
+        found, path, fields = hub.fetch(path)
+        if name not in ('', found):
+            raise UsageError(f'{source} is a {found}, not a {name}.')
+        name, told_about = found, fields | told_about
     loaded, notes = imports.read(
         path,
         name,
@@ -40,7 +48,7 @@ def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> st
     except RunError:
         _remove(folder)  # half a network, which would be in the way of the next attempt
         raise
-    described = f'{out} holds {path} as {name}:\n{json.dumps(loaded.about, indent=1)}'
+    described = f'{out} holds {source} as {name}:\n{json.dumps(loaded.about, indent=1)}'
     return '\n'.join((*notes, described))
 
 
@@ -55,24 +63,52 @@ def _remove(folder: epath.Path) -> None:
 
 
 def _export(run: str, out: str) -> str:
-    """Write the network of a run as a torch file; return what to tell."""
+    """Write the network of a run as a torch file, or as a folder for timm; return what to tell."""
     if '://' in out:
         raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
     loaded = network.load(run)
     state_dict = torch_weights.to_torch(loaded.variables, loaded.model)
-    state_dicts.save(out, state_dict, loaded.about)
-    return f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
+    told = f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
+    if Path(out).suffix:
+        state_dicts.save(out, state_dict, loaded.about)
+    else:
+        state_dicts.save_folder(out, state_dict, loaded.about)
+        told += f"\nIn timm: timm.create_model('local-dir:{out}', pretrained=True)"
+    if loaded.about.get('resize') == 'height':
+        told += '\nIts test images have their height resized, which timm cannot do: it resizes the shorter side.'
+    return told
+
+
+def _program(run: str, out: str, resolution: int | None) -> str:
+    """Write the network of a run as a program of jax.export; return what to tell."""
+    loaded = network.load(run)
+    resolution = resolution or loaded.about.get('test_resolution') or loaded.about['train_resolution']
+    portable.save(out, loaded, resolution)
+    return (
+        f'{out} holds the {loaded.about["architecture"]} of {run} for images of {resolution} pixels, on '
+        f'{", ".join(portable.PLATFORMS)}. docs/convert.md shows how it is loaded without this package.'
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog='python -m fixres_jax.convert',
-        usage='%(prog)s MODEL WEIGHTS OUT [options] | --to-torch RUN OUT | --list',
-        description='Bring torch weights in, take a network back to torch, or list released weights.',
+        usage='%(prog)s MODEL WEIGHTS OUT [options] | hf:NAME OUT [options] | --to-torch|--to-jax RUN OUT | --list',
+        describe=__doc__,
     )
     add = parser.add_argument
-    add('arguments', nargs='*', metavar='MODEL WEIGHTS OUT', help='architecture, weight file, folder to write')
-    add('--to-torch', action='store_true', help='write the network of RUN as OUT, .safetensors or .pth')
+    add(
+        'arguments',
+        nargs='*',
+        metavar='MODEL WEIGHTS OUT',
+        help='architecture, weight file, folder to write; hf:timm/resnet50.a1_in1k stands for the first two',
+    )
+    add(
+        '--to-torch',
+        action='store_true',
+        help='write the network of RUN as OUT: .safetensors, .pth, or else a folder for timm',
+    )
+    add('--to-jax', action='store_true', help='write the network of RUN as a program of jax.export into the folder OUT')
     add('--list', action='store_true', help='print the released weights that are known')
     add('--release', default='', help='which release the file is, where its name does not say so')
     add('--ema', action='store_true', help='take the moving average of the weights')
@@ -103,13 +139,16 @@ def _main(argv: Sequence[str] | None) -> None:
     if arguments.list:
         print(releases.table())
         return
-    wanted = 2 if arguments.to_torch else 3
+    of_hub = bool(arguments.arguments) and arguments.arguments[0].startswith(hub.PREFIX)
+    wanted = 2 if arguments.to_torch or arguments.to_jax or of_hub else 3
     if len(arguments.arguments) != wanted:
         parser.error(f'expected {wanted} arguments, found {len(arguments.arguments)}')
     if arguments.to_torch:
         print(_export(*arguments.arguments))
+    elif arguments.to_jax:
+        print(_program(*arguments.arguments, arguments.test_resolution))
     else:
-        print(_import(arguments, *arguments.arguments))
+        print(_import(arguments, *([''] if of_hub else []), *arguments.arguments))
 
 
 if __name__ == '__main__':

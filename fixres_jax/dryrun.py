@@ -1,8 +1,8 @@
 """Compile a config's steps for devices that are not here, and say what they would take of each.
 
-    python -m fixres_jax.dryrun --config configs/resnet50.py --topology v5e:16x16 [--config.field=value ...]
-    python -m fixres_jax.dryrun --config configs/resnet50.py --topology h100:8
-    python -m fixres_jax.dryrun --config configs/quickstart.py --devices 8
+    fixres dryrun --config resnet50 --topology v5e:16x16 [--config.field=value ...]
+    fixres dryrun --config resnet50 --topology h100:8
+    fixres dryrun --config configs/quickstart.py --devices 8
 
 TPU programs come from the real TPU compiler, which the PyPI package libtpu holds; no TPU is needed. Programs for H100
 GPUs come from the compiler in the CUDA build of jax; no GPU is needed. `--devices` compiles for that many virtual CPU

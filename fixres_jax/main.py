@@ -1,6 +1,11 @@
-"""Command line: `python -m fixres_jax.main --config configs/resnet50.py --workdir DIR [--config.field=value ...]`.
+"""Run a config: the whole method, or what its field `task` says.
 
-The modules that import jax are imported late: processes that read images import this file too.
+    fixres run --config quickstart --workdir runs/quickstart
+    fixres run --config resnet50:128 --workdir runs/resnet50_128 --config.data.source=DATA
+    python -m fixres_jax.main --config configs/resnet50.py --workdir DIR [--config.field=value ...]
+
+A config is a file, or the name of one that comes with the program. A run that was stopped goes on when the same command
+is given again. The modules that import jax are imported late: processes that read images import this file too.
 """
 
 import os

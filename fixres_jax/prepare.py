@@ -1,7 +1,7 @@
 """Write a data set as ArrayRecord shards: every image checked once, converted to RGB and, if asked, resized once.
 
-    python -m fixres_jax.prepare SOURCE OUT [--short-side 256] [--quality 95] [--shards N] [--workers N]
-    python -m fixres_jax.prepare SOURCE OUT ... --runner DataflowRunner -- --project=P --region=R  # Beam's options
+    fixres prepare SOURCE OUT [--short-side 256] [--quality 95] [--shards N] [--workers N]
+    fixres prepare SOURCE OUT ... --runner DataflowRunner -- --project=P --region=R  # Beam's options
 
 Started again, it makes what is missing or damaged and leaves the rest.
 """
@@ -22,7 +22,7 @@ RUNNERS = ('DirectRunner', 'FlinkRunner', 'SparkRunner', 'DataflowRunner')
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = command.Parser('python -m fixres_jax.prepare', description=__doc__.splitlines()[0])
+    parser = command.Parser('python -m fixres_jax.prepare', describe=__doc__)
     parser.add_argument('source', help='folder with one folder per split, or tfds:NAME')
     parser.add_argument('out', help='folder to write to: one folder per split')
     parser.add_argument('--split', action='append', help='split to prepare, may be given several times; default: all')

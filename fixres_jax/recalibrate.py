@@ -1,9 +1,9 @@
 """Give the BatchNorm layers of a network exact statistics of some images, at some resolution.
 
-    python -m fixres_jax.recalibrate NETWORK --images FOLDER --resolution 288 --out OUT [--layers REGEX] [--one-pass]
+    fixres recalibrate weights --images DATA/train --resolution 288 --out exact
+    fixres convert --to-torch exact exact.safetensors
 
-For weights that were averaged, merged, pruned or quantized after their training. OUT is a network as any other:
-`python -m fixres_jax.convert --to-torch OUT FILE` makes a torch file of it.
+For weights that were averaged, merged, pruned or quantized after their training.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from fixres_jax import models
 from fixres_jax.adaptation import recalibration
-from fixres_jax.core import command, files
+from fixres_jax.core import command
 from fixres_jax.core.errors import UsageError
 from fixres_jax.data import sources, transforms
 from fixres_jax.machines import sharding
@@ -22,7 +22,7 @@ from fixres_jax.weights import network
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command.Parser(prog='python -m fixres_jax.recalibrate', description=__doc__.splitlines()[0])
+    parser = command.Parser(prog='python -m fixres_jax.recalibrate', describe=__doc__)
     add = parser.add_argument
     add('network', metavar='NETWORK', help='workdir, folder of a phase, or converted weights')
     add('--images', required=True, metavar='FOLDER', help='class folders, shards, or splits of these')
@@ -45,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> None:
     given = _parser().parse_args(argv)
-    out = files.reachable(given.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f'{given.out} is not an empty folder: choose another one.')
+    out = command.empty_folder(given.out)
     for name, least in (('resolution', 1), ('batch_size', 1), ('num_images', 0), ('threads', 1), ('seed', 0)):
         if getattr(given, name) < least:
             raise UsageError(f'--{name.replace("_", "-")}={getattr(given, name)}: expected {least} or more.')

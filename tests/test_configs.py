@@ -2,6 +2,10 @@
 
 import ast
 import importlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +25,8 @@ CONFIGS = [
     ('imagenette', 'resnet50'),
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
     *(('resnet50_ffcv', variant) for variant in resnet50_ffcv.LARGER_FROM),
-    *(('finetune', variant) for variant in finetune.TABLE),
+    *((name, None) for name in make_configs.RECIPES),
+    *(('finetune', f'{variant}{how}') for variant in finetune.TABLE for how in ('', ',paper')),
 ]
 
 
@@ -54,6 +59,17 @@ def test_config_is_one_that_can_run(name, variant):
     assert config.finetune.batch_size % config.model.bn_group_size == 0
     resolutions = config.test.resolutions or default_resolutions(config.train.resolution, None, 32)
     assert list(resolutions) == sorted(resolutions) and max(resolutions) > config.train.resolution
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', make_configs.RECIPES)
+def test_the_training_step_of_a_recipe_fits_a_tpu(name, tmp_path):
+    pytest.importorskip('libtpu')
+    command = ['-m', 'fixres_jax.dryrun', '--config', f'configs/{name}.py', '--topology', 'v5e:4x4', '--steps', 'train']
+    environment = os.environ | {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+    subprocess.run([sys.executable, *command, '--json', tmp_path / 'out.json'], cwd=ROOT, env=environment, check=True)
+    (step,) = json.loads((tmp_path / 'out.json').read_text())['steps']
+    assert step['fits'] and step['batch_size'] >= 256 and step['parameters'] > 1e7
 
 
 def test_every_field_of_base_is_read_and_explained():

@@ -1,31 +1,37 @@
 """Training at sizes that grow: a program each, compiled once and ahead; whatever interrupts it, the same bits."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from fixres_jax import models
 from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.machines import preemption, sharding
 from fixres_jax.machines.runtime import Runtime
 from fixres_jax.training import train
 from fixres_jax.weights.network import Network
-from test_train import FROM_SCRATCH, MODEL
+from test_train import FROM_SCRATCH
+from toy import TOY
 
-# The classifier alone has gradients, so that the programs compile fast; all statistics move.
-HOW = dataclasses.replace(FROM_SCRATCH, trainable='fc/.*')
 GROWING = {share: transforms.make_train(size) for share, size in ((0.0, 32), (0.5, 48))}
 
 
-def run(directory, folder, devices=None, transform=GROWING, **options):
-    options = {'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2, 'restore_step': 0} | options
+@pytest.fixture(scope='module')
+def model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.ARCHITECTURES, 'toy', TOY)
+        yield models.create('toy', 4, bn_group_size=8)
+
+
+def run(model, directory, folder, devices=None):
+    options = {'log_every_steps': 1, 'checkpoint_every_steps': 2, 'keep_checkpoints': 2, 'restore_step': 0}
     network, _ = train.run(
-        Network(MODEL, None, {'architecture': 'resnet18'}),
+        Network(model, None, {'architecture': 'toy'}),
         sources.create(str(folder), 'train'),
-        transform,
-        HOW,
+        GROWING,
+        FROM_SCRATCH,
         runtime=Runtime(sharding.make_mesh(devices), 'replicated', workers=0, threads=2),
         writing=train.Writing(directory, **options),
         seed=0,
@@ -35,7 +41,7 @@ def run(directory, folder, devices=None, transform=GROWING, **options):
 
 
 @pytest.fixture(scope='module')
-def straight(tmp_path_factory, tiny_folder):
+def straight(model, tmp_path_factory, tiny_folder):
     """The folder and the variables of a run that nothing interrupts, and what it compiled: pixels -> times."""
     compiled, original = [], train.make_train_step
 
@@ -50,7 +56,7 @@ def straight(tmp_path_factory, tiny_folder):
     directory = tmp_path_factory.mktemp('straight')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, 'make_train_step', Step)  # it cannot be called, only lowered
-        return directory, run(directory, tiny_folder), compiled
+        return directory, run(model, directory, tiny_folder), compiled
 
 
 def test_each_size_is_compiled_once_and_logged(straight):
@@ -60,20 +66,20 @@ def test_each_size_is_compiled_once_and_logged(straight):
     assert compiled == [32, 48]
 
 
-@pytest.mark.parametrize('stop_at', [2, 4])
 def test_a_run_stopped_on_either_side_of_a_change_goes_on_to_the_same_bits(
-    straight, tmp_path, tiny_folder, monkeypatch, stop_at
+    model, straight, tmp_path, tiny_folder, monkeypatch
 ):
-    monkeypatch.setattr(preemption, 'requested', lambda step: step == stop_at)
-    with pytest.raises(preemption.Preempted, match=f'step {stop_at} of 6'):
-        run(tmp_path, tiny_folder)
+    for stop_at in (2, 4):
+        monkeypatch.setattr(preemption, 'requested', lambda step, last=stop_at: step == last)
+        with pytest.raises(preemption.Preempted, match=f'step {stop_at} of 6'):
+            run(model, tmp_path, tiny_folder)
     monkeypatch.setattr(preemption, 'requested', lambda step: False)
-    jax.tree.map(np.testing.assert_array_equal, run(tmp_path, tiny_folder), straight[1])
+    jax.tree.map(np.testing.assert_array_equal, run(model, tmp_path, tiny_folder), straight[1])
 
 
 @pytest.mark.slow
-def test_one_device_takes_the_same_steps(straight, tmp_path, tiny_folder):
-    one = run(tmp_path, tiny_folder, devices=jax.devices()[:1])
+def test_one_device_takes_the_same_steps(model, straight, tmp_path, tiny_folder):
+    one = run(model, tmp_path, tiny_folder, devices=jax.devices()[:1])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, straight[1])
 
 

@@ -12,7 +12,7 @@ from configs import base, resnet50
 from fixres_jax import models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.data import decoding, folders
-from fixres_jax.runs import networks, phases, settings
+from fixres_jax.runs import networks, phases, settings, subjects
 from fixres_jax.runs.run import open_run
 from fixres_jax.studies import STUDIES, sizes
 from fixres_jax.training import optimization
@@ -70,14 +70,14 @@ def test_the_study_of_regions_looks_at_the_crops_of_the_run(config, tmp_path, cr
     config.train.update(crop=crop, scale=(0.2, 0.9))
     config.test.update(resize='height', resize_ratio=1.25)
     made = make(config, tmp_path)
-    subject = phases._subject(made, None)
+    subject = subjects.subject(made, None)
     train_crop, test_crop = subject.train_crop, subject.test_crop
     assert (train_crop.crop, train_crop.scale) == (crop, (0.2, 0.9))
     assert test_crop == sizes.TestCrop(1.25, 'height')
     numbers, _ = STUDIES['regions'].compute(subject)
     assert numbers['crop'] == crop and 0 < numbers['apparent_size']['mean'] < 3
     config.test.crop = False
-    assert phases._subject(make(config, tmp_path), None).test_crop == sizes.TestCrop(1.0, 'long')
+    assert subjects.subject(make(config, tmp_path), None).test_crop == sizes.TestCrop(1.0, 'long')
 
 
 def test_parts_of_the_data_are_the_configs(config, tmp_path, tiny_folder):

@@ -299,7 +299,10 @@ def check(network: Network, images: Splits, how: Adaptation) -> None:
     """Raise UsageError for images from which no classifier can be made, or a choice with nothing to choose on."""
     source, num_classes = images.train, network.model.num_classes
     if len(source) < num_classes:
-        raise UsageError(f'{len(source)} training images are fewer than the {num_classes} classes: give more images.')
+        raise UsageError(
+            f'{len(source)} training images are fewer than the {num_classes} classes: give more images. Where they are '
+            'of few of those classes, reset_head starts a fresh classifier of these alone.'
+        )
     if len(np.unique(source.labels)) < 2:
         raise UsageError('All training images are of one class: a classifier needs images of two or more.')
     if how.solver == 'lbfgs' and not (how.unseen and images.held_out is not None) and len(how.weight_decays) > 1:

@@ -2,8 +2,11 @@
 
 import dataclasses
 
+import numpy as np
+
 from fixres_jax.adaptation import statistics
 from fixres_jax.core.progress import log
+from fixres_jax.data import sources
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
 from fixres_jax.machines.runtime import Feed
@@ -36,6 +39,9 @@ def recalibrate(
     left_out = len(source) - len(source) // size * size if len(source) >= size else 0
     if left_out:
         log.info('%s: %d of %d images do not fill a batch and are left out.', feed.title, left_out, len(source))
+    if at_once:
+        # Folders come class by class, and the statistics of a batch of few classes are not those of the images.
+        source = sources.subset(source, np.random.default_rng(0).permutation(len(source)))
     feed, how = dataclasses.replace(feed, batch_size=size), {'batch_norm': batch_norm, 'at_once': at_once, 'seed': seed}
     found = statistics.measure(network, source, {'only': transform}, feed, **how)['only']
     placed = feed.runtime.place(found)

@@ -6,18 +6,56 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from fixres_jax.core import disk
+from etils import epath
+
+from fixres_jax.core import disk, files
 from fixres_jax.core.errors import RunError, UsageError
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
+PROGRAM = 'fixres'  # the console script
+_called = ''  # name under which `main` of the package runs a command
+
+
+def call(name: str) -> None:
+    """Let parsers say that they belong to a command of the console script; '' for a module of its own."""
+    global _called
+    _called = name and f'{PROGRAM} {name}'
 
 
 class Parser(argparse.ArgumentParser):
     """Tell a wrong command line in one line, as every other wrong input."""
 
+    def __init__(self, prog: str, describe: str = '', **options: Any):
+        """Make a parser; in help and errors it has the name under which the command was called.
+
+        Args:
+          prog: its name where it was called as a module.
+          describe: docstring of the command: its first line, and after an empty one examples, which are kept as they
+            stand.
+          **options: of argparse.
+        """
+        if describe:
+            first, _, rest = describe.partition('\n')
+            options |= {'description': first, 'epilog': f'examples:\n{rest.strip(chr(10)).rstrip()}'}
+            other = options.get('formatter_class', argparse.HelpFormatter)
+            options['formatter_class'] = type('Help', (argparse.RawDescriptionHelpFormatter, other), {})
+        super().__init__(prog=_called or prog, **options)
+
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(f'{message}. See {self.prog} --help.')
+
+
+def empty_folder(path: str) -> epath.Path:
+    """Return a folder to write into.
+
+    Raises:
+      UsageError: when there is something in it already.
+    """
+    folder = files.reachable(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f'{path} is not an empty folder: choose another one.')
+    return folder
 
 
 def run(function: Callable[..., int | None], *arguments: Any, interrupted: str = 'interrupted.') -> int:

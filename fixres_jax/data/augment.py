@@ -33,6 +33,8 @@ Operation = Callable[[np.ndarray, float, Warp], np.ndarray]
 
 
 def _affine(image: np.ndarray, matrix: tuple[float, ...], warp: Warp) -> np.ndarray:
+    if warp.interpolation == 'bilinear':
+        return pixels.warp(image, matrix, warp.fill)
     picture = pixels.to_image(image)
     resampling = RESAMPLING[warp.interpolation]
     picture = picture.transform(picture.size, Image.Transform.AFFINE, matrix, resampling, fillcolor=warp.fill)
@@ -40,8 +42,14 @@ def _affine(image: np.ndarray, matrix: tuple[float, ...], warp: Warp) -> np.ndar
 
 
 def _rotate(image: np.ndarray, degrees: float, warp: Warp) -> np.ndarray:
-    picture = pixels.to_image(image)
-    return pixels.of_image(picture.rotate(degrees, RESAMPLING[warp.interpolation], fillcolor=warp.fill))
+    """Rotate around the centre, by the matrix that Pillow makes of the angle."""
+    height, width = image.shape
+    if degrees % 360 == 0:
+        return image
+    angle = -math.radians(degrees % 360)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+    x, y = width / 2, height / 2
+    return _affine(image, (cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y), warp)
 
 
 def _blur(image: np.ndarray, radius: float, warp: Warp) -> np.ndarray:

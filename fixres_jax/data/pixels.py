@@ -129,6 +129,18 @@ def histogram(pixels):
     return counts
 
 
+def warp(pixels: np.ndarray, matrix: Sequence[float], fill: tuple[int, int, int]) -> np.ndarray:
+    """Return what Pillow's affine `transform` makes of uint32[H, W], bilinear.
+
+    Args:
+      pixels: uint32[H, W].
+      matrix: (a, b, c, d, e, f): the pixel at (x, y) comes from (a x + b y + c, d x + e y + f).
+      fill: red, green and blue of what comes from outside of the image.
+    """
+    outside = np.uint32(fill[0] | (fill[1] << 8) | (fill[2] << 16))
+    return _warp(np.ascontiguousarray(pixels), np.array(matrix, np.float64), outside)
+
+
 def sharpen(pixels: np.ndarray, factor: np.float32) -> np.ndarray:
     """Move uint32[H, W] away from its smoothed self by `factor`: Pillow's ImageEnhance.Sharpness."""
     return _sharpen(np.ascontiguousarray(pixels), np.float32(factor))
@@ -284,6 +296,39 @@ def _look_up(pixels, tables):
             value = pixels[y, x]
             result[y, x] = tables[0, value & 255] | tables[1, (value >> 8) & 255] | tables[2, (value >> 16) & 255]
     return result
+
+
+@_compiled
+def _warp(pixels, matrix, outside):
+    height, width = pixels.shape
+    result = np.empty((height, width), np.uint32)
+    for row in range(height):
+        for column in range(width):
+            across = matrix[0] * (column + 0.5) + matrix[1] * (row + 0.5) + matrix[2]
+            down = matrix[3] * (column + 0.5) + matrix[4] * (row + 0.5) + matrix[5]
+            if not (0.0 <= across < width and 0.0 <= down < height):
+                result[row, column] = outside
+                continue
+            across, down = across - 0.5, down - 0.5
+            x, y = int(across) - (across < 0), int(down) - (down < 0)
+            right, below = across - x, down - y
+            left, x, top, y = max(x, 0), min(x + 1, width - 1), max(y, 0), min(y + 1, height - 1)
+            corners = pixels[top, left], pixels[top, x], pixels[y, left], pixels[y, x]
+            result[row, column] = (
+                _between(corners, 0, right, below)
+                | _between(corners, 8, right, below)
+                | _between(corners, 16, right, below)
+            )
+    return result
+
+
+@_compiled
+def _between(corners, shift, right, below):
+    """Return a channel between four pixels, in float64 as Pillow computes it."""
+    a, b = np.int32((corners[0] >> shift) & 255), np.int32((corners[1] >> shift) & 255)
+    c, d = np.int32((corners[2] >> shift) & 255), np.int32((corners[3] >> shift) & 255)
+    high, low = a + (b - a) * right, c + (d - c) * right
+    return np.uint32(high + (low - high) * below) << np.uint32(shift)
 
 
 @_compiled

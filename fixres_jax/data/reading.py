@@ -1,12 +1,14 @@
 """The section `data` of the config: which images, and how they are read."""
 
 import dataclasses
+import os
 
 from fixres_jax.core import sections
 from fixres_jax.core.sections import Section
 from fixres_jax.data import drawings
 
 MAX_READERS = 1024  # more threads or processes than any machine has cores
+MANY_THREADS = 32  # in one process; more wait for Python's lock
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Reading(Section):
         'mean': sections.channels('numbers from 0 to 1', lambda one: 0 <= one <= 1, (0.5, 0.5, 0.5)),
         'std': sections.channels('numbers above 0', lambda one: one > 0, (0.5, 0.5, 0.5)),
         'workers': sections.between(0, MAX_READERS, 0),
-        'threads': sections.between(1, MAX_READERS, 4),
+        'threads': sections.between(0, MAX_READERS, 4),
     }
 
     source: str
@@ -49,3 +51,8 @@ class Reading(Section):
     workers: int
     threads: int
     drawings: Drawings
+
+
+def cores() -> int:
+    """Return as many threads as this process has cores."""
+    return min(MANY_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1)

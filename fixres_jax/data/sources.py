@@ -23,6 +23,7 @@ from fixres_jax.data.others import Others
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
 TFDS = hashes.NUMBERED
+UNKNOWN = -1  # the label of an image without one
 HINTED = 100_000  # names looked at for one that was meant
 
 Record = dict[str, Any]
@@ -306,6 +307,12 @@ def relabelled(source: Source | None, names: Sequence[str]) -> Source | None:
     places = {name: place for place, name in enumerate(names)}
     new_labels = np.array([places[name] for name in source.class_names], np.int32)
     return Subset(source, np.arange(len(source), dtype=np.int32), tuple(names), new_labels)
+
+
+def unlabelled(source: Source, names: Sequence[str]) -> Source:
+    """Return a view whose labels are all UNKNOWN, of classes that are those of `names`."""
+    unknown = np.full(max(len(source.class_names), int(source.labels.max()) + 1, 1), UNKNOWN, np.int32)
+    return Subset(source, np.arange(len(source), dtype=np.int32), tuple(names), unknown)
 
 
 def digests(source: Source) -> np.ndarray:

@@ -35,7 +35,7 @@ class Evaluation(Section):
         'resize': sections.one_of(('', 'short', 'height'), 'short'),
         'interpolation': sections.one_of(('', *transforms.INTERPOLATIONS), 'bilinear'),
         'resize_ratio': sections.Rule(lambda v: v == 0 or v >= 1, '0, or 1 or more', 1.14),
-        'batch_size': sections.between(1, MAX_BATCH, 256),
+        'batch_size': sections.between(0, MAX_BATCH, 256),
     }
 
     resolution: Resolution

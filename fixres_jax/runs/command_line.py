@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.runs import shipped
 
 EXAMPLE = '--config configs/quickstart.py --workdir /tmp/quickstart'
 GET_CONFIG = 'a config file has a function get_config that returns a ConfigDict, as configs/quickstart.py does'
@@ -28,8 +29,9 @@ def define(values: flags.FlagValues, argv: Sequence[str] | None = None) -> None:
       argv: the command line that they will be read from; that of the process, if it is not given.
     """
     config_flags.DEFINE_config_file(
-        'config', None, 'Config file, such as configs/quickstart.py.', flag_values=values, sys_argv=argv
-    )
+        'config', None, 'Config: a file, or the name of one of the program such as quickstart or resnet50:128.',
+        flag_values=values, sys_argv=argv,
+    )  # fmt: skip
     for make, name, default, about in (
         (flags.DEFINE_string, 'workdir', None, 'Folder for checkpoints, metrics and the report; made if absent.'),
         (flags.DEFINE_bool, 'distributed', False, 'One of several processes; TPU slices, Slurm and others say which.'),
@@ -47,6 +49,8 @@ def parse(
     argv: list[str], required: tuple[str, ...] = ('config', 'workdir'), values: flags.FlagValues = flags.FLAGS
 ) -> list[str]:
     """Read the flags; a wrong one is one line and exit code 2."""
+    argv = _found(argv)
+    shipped.provide()
     try:
         rest = values(argv)
         for name in required:
@@ -59,6 +63,17 @@ def parse(
         return rest
     except Exception as error:  # absl, ml_collections and the config file itself each raise their own.
         fail(_explain(argv, error), 2)
+
+
+def _found(argv: Sequence[str]) -> list[str]:
+    """Return a command line whose --config is a file, where it was the name of one of the program's own."""
+    found = [*argv]
+    for place, argument in enumerate(argv):
+        option, equals, text = argument.partition('=')
+        if option in ('--config', '-config') and (equals or place + 1 < len(argv)):
+            file, colon, variant = (text if equals else argv[place + 1]).partition(':')
+            found[place + (not equals)] = f'{option}{equals}' * bool(equals) + shipped.find(file) + colon + variant
+    return found
 
 
 def _given(argv: Sequence[str]) -> dict[str, str]:
@@ -95,7 +110,9 @@ def _load(argument: str) -> ConfigDict:
     """
     file, *variant = argument.split(':', 1)
     if not Path(file).is_file():
-        raise UsageError(f'There is no config file {file!r}.{nearest(file, map(str, Path("configs").glob("*.py")))}')
+        known = [*shipped.names(), *map(str, Path(shipped.PACKAGE).glob('*.py'))]
+        hint = nearest(file, known) or f' Those that come with the program are {", ".join(shipped.names())}.'
+        raise UsageError(f'There is no config file {file!r}.{hint}')
     try:
         get_config = runpy.run_path(file).get('get_config')
     except Exception as error:
@@ -110,7 +127,7 @@ def _load(argument: str) -> ConfigDict:
     try:
         config = get_config(*variant)
     except Exception as error:
-        told = isinstance(error, ValueError) and file in str(error)
+        told = isinstance(error, ValueError) and Path(file).name in str(error)
         raise UsageError(str(error) if told else f'{file} went wrong: {_describe(error, file)}.') from error
     if not isinstance(config, ConfigDict):
         raise UsageError(f'get_config of {file} returned a {type(config).__name__}: {GET_CONFIG}.')

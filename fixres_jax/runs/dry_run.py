@@ -12,13 +12,13 @@ from fixres_jax import models
 from fixres_jax.core.resolution import side
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import footprint, sharding
-from fixres_jax.machines.runtime import Runtime
+from fixres_jax.machines.runtime import Runtime, usual_batch
 from fixres_jax.machines.targets import Target
 from fixres_jax.runs import networks
 from fixres_jax.runs.run import default_resolutions
 from fixres_jax.runs.settings import Settings
 from fixres_jax.training import state, train
-from fixres_jax.training.optimization import Optimization
+from fixres_jax.training.optimization import Optimization, fitted_batch
 from fixres_jax.training.programs import batch_of
 
 STEPS = ('train', 'finetune', 'evaluate')
@@ -89,6 +89,9 @@ class DryRun:
 
     def _compile_training(self, step: str, how: Optimization) -> Compiled:
         runtime = self._runtime
+        if not how.batch_size:
+            fitted = fitted_batch(self._train_images, runtime.mesh.size * how.accumulate_steps)
+            how = dataclasses.replace(how, batch_size=fitted)
         sharding.check_batch_size(how.batch_size, runtime.mesh, f'{how.PATH}batch_size', how.accumulate_steps)
         model = self._model if step == 'train' else train.regroup(self._model, how, step)
         num_steps, tx, _, step_fn = train.prepare(model, how, self._train_images, runtime)
@@ -118,7 +121,7 @@ class DryRun:
             shapes,
             sharding.place(shapes, runtime.mesh, runtime.layout),
         )
-        batch_size = sharding.round_up(self._settings.test.batch_size, runtime.mesh)
+        batch_size = sharding.round_up(self._settings.test.batch_size or usual_batch(runtime.mesh), runtime.mesh)
         batch = batch_of(batch_size, self.test_resolution, runtime.mesh)
         step_fn = evaluate.make_eval_step(self._model, runtime.mesh)
         program = self._target.compile(step_fn, variables, batch['image'], batch['label'])

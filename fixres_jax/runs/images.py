@@ -8,7 +8,6 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.data import drawings, sources
 from fixres_jax.data.sources import Splits
 from fixres_jax.runs.settings import Settings
-from fixres_jax.runs.tasks import TASKS
 
 
 def open_images(s: Settings, workdir: epath.Path) -> Splits:
@@ -22,7 +21,7 @@ def open_images(s: Settings, workdir: epath.Path) -> Splits:
         spec = workdir / 'data'
         drawings.write(spec, train=data.drawings.train, val=data.drawings.val, seed=s.seed)
     test = _some(sources.create(spec, data.test_split), data.classes)
-    if not TASKS[s.task].reads_training:
+    if not s.reads_training:
         return Splits(None, None, test)
     train = _some(sources.create(spec, data.train_split), data.classes)
     if train.class_names != test.class_names:

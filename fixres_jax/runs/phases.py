@@ -1,7 +1,6 @@
 """The phases of a run, each a function of the run and of the results of the phases before it."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,21 +8,21 @@ import numpy as np
 from etils import epath
 
 from fixres_jax import studies
-from fixres_jax.adaptation import adapt, recalibration, statistics
+from fixres_jax.adaptation import recalibration, statistics
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.core.resolution import Resolution
-from fixres_jax.data import sources, transforms
-from fixres_jax.data.crops import TestCrop, TrainCrop
-from fixres_jax.data.sources import Source
+from fixres_jax.data import transforms
+from fixres_jax.data.crops import TrainCrop
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, findings, html, markdown, plots, report
+from fixres_jax.runs import one_pass, subjects
 from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
-from fixres_jax.studies import STUDIES, Pair, Subject
+from fixres_jax.studies import STUDIES
 from fixres_jax.training import train
 from fixres_jax.weights import network
 from fixres_jax.weights.network import Network
@@ -106,7 +105,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
         held_out = run.test_transforms(run.resolutions)
         networks = {'before': run.trained}
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
-    chosen = choose_resolution(result, run.train_resolution)
+    chosen = one_pass.choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
     log.info('Test resolution %s: the best on %d %s.', chosen, result['count'], where)
     return result | {'test_resolution': chosen, 'chosen_on': where}
@@ -114,52 +113,14 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
 
 def _adapted_sweep(run: Run) -> dict[str, Any]:
     """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
-    source = _compared(run)
-    adapted = adapt.adapt(
-        run.trained,
-        dataclasses.replace(run.images, train=source),
-        run.test_transforms(run.resolutions),
-        dataclasses.replace(run.adaptation, copies=0),
-        run.feed('sweep'),
-        seed=run.settings.seed,
-        directory=run.workdir / 'embeddings',
-    )
-    points, changed = [], {}
-    for resolution, (result, record) in adapted.items():
-        for name in ('before', 'after'):
-            points.append({'network': name, 'resolution': resolution} | record[name])
-        leaves = result.adapted_leaves(run.adaptation.batch_norm)
+    result, adapted = one_pass.sweep(run, run.trained, run.resolutions)
+    changed = {}
+    for resolution, (new, _) in adapted.items():
+        leaves = new.adapted_leaves(run.adaptation.batch_norm)
         changed |= {f'{resolution}/{name}': np.asarray(leaf) for name, leaf in leaves.items()}
     if processes.is_host0():
         files.write_arrays(run.workdir / 'sweep.npz', changed)
-    records = {str(resolution): record for resolution, (_, record) in adapted.items()}
-    return {'count': len(run.images.held_out), 'points': points, 'images_used': len(source), 'adaptations': records} | {
-        'images_seen': sum(record['images_seen'] for record in records.values())
-    }
-
-
-def _compared(run: Run) -> Source:
-    """Return as many training images as adaptations that only compare may cost."""
-    return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)
-
-
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
-    """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
-
-    After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
-    """
-    last = result['points'][-1]['network']
-    points = [p for p in result['points'] if p['resolution'] >= train_resolution and p['network'] == last]
-    return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
-
-
-def _adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int | Resolution, Network]:
-    """Return resolution -> the network that the sweep adapted there; nothing without such a sweep."""
-    leaves: dict[int | Resolution, dict[str, Any]] = {}
-    for name, leaf in files.read_arrays(workdir / 'sweep.npz').items():
-        resolution, _, name = name.partition('/')
-        leaves.setdefault(Resolution.parse(resolution), {})[name] = run.runtime.place(leaf)
-    return {resolution: before.replaced(new) for resolution, new in leaves.items()}
+    return result
 
 
 def _test_resolution(run: Run, results: Results) -> int | Resolution:
@@ -189,17 +150,7 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
 
 
 def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
-    adapted = adapt.adapt(
-        _trained(run, results),
-        run.images,
-        run.test_transforms((resolution,)),
-        run.adaptation,
-        run.feed(phase),
-        seed=run.settings.seed,
-        directory=run.workdir / 'embeddings',
-        augment=transforms.make_finetune(resolution, augmentation='v2', **run.resizing),
-    )
-    result, record = adapted[resolution]
+    result, record = one_pass.at(run, _trained(run, results), resolution, phase)[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
     _save(run, phase, result)
     return record | {'test_resolution': resolution}
@@ -232,7 +183,7 @@ def evaluate_phase(run: Run, results: Results) -> dict[str, Any]:
     if 'train' in results:
         networks = {'before': run.trained, 'after': run.network(ADAPTATIONS[run.settings.adaptation])}
         chosen = _test_resolution(run, results)
-        swept = _adapted_in_sweep(run, run.workdir, networks['before'])
+        swept = subjects.adapted_in_sweep(run, run.workdir, networks['before'])
         single = {('own', resolution): adapted for resolution, adapted in swept.items()}
         if CONTROL in results and chosen != run.train_resolution:
             single[CONTROL, run.train_resolution] = run.network(CONTROL)
@@ -282,7 +233,7 @@ def extract_phase(run: Run, results: Results) -> dict[str, Any]:
 
 def studies_phase(run: Run, results: Results) -> dict[str, Any]:
     """Make the studies that a recipe's report shows."""
-    subject = _subject(run, run.workdir)
+    subject = subjects.subject(run, run.workdir)
     names = [name for name, study in STUDIES.items() if study.in_report]
     for name in names:
         log.info('Study %s begins.', name)
@@ -295,63 +246,8 @@ def analyze_phase(run: Run, results: Results) -> dict[str, Any]:
     name = run.settings.study
     log.info('Study %s begins.', name)
     workdir = epath.Path(run.settings.init_from) if STUDIES[name].needs_networks else None
-    studies.make(run.workdir, name, _subject(run, workdir))
+    studies.make(run.workdir, name, subjects.subject(run, workdir))
     return {'study': name}
-
-
-def _subject(run: Run, workdir: epath.Path | None) -> Subject:
-    """Return what studies may look at, with the networks of the recipe in a workdir if one is given."""
-    s = run.settings
-    train_crop = TrainCrop(run.start.about['crop'], s.train.scale, s.train.ratio)
-    test_crop = TestCrop(1.0, 'long')
-    if s.test.crop:
-        test_crop = TestCrop(run.start.about['resize_ratio'], run.start.about['resize'])
-    return Subject(
-        networks=pair_of(run, workdir) if workdir is not None else None,
-        train=_compared(run),
-        held_out=run.images.held_out,
-        test=run.images.test,
-        train_resolution=run.train_resolution,
-        resolutions=run.resolutions,
-        train_crop=train_crop,
-        test_crop=test_crop,
-        test_transforms=run.test_transforms,
-        adaptation=run.adaptation,
-        finetuning=run.finetuning,
-        feed=run.feed('study'),
-        seed=s.seed,
-        images=s.analyze.images,
-        epochs=s.analyze.epochs,
-        runs=_reports(s.analyze.runs),
-        writing=run.writing('ablation'),
-    )
-
-
-def pair_of(run: Run, workdir: epath.Path) -> Pair:
-    """Return the networks that a recipe has left in a workdir, its own or another.
-
-    Raises:
-      UsageError: when there is no trained or no adapted one.
-    """
-    found = [name for name in ('train', *ADAPTATIONS.values()) if (workdir / name / 'fixres.json').exists()]
-    if len(found) < 2 or found[0] != 'train':
-        raise UsageError(f'{workdir} does not hold train/ and adapt/ (or finetune/): give the workdir of a recipe.')
-    other = run if workdir == run.workdir else dataclasses.replace(run, workdir=workdir, networks={})
-    averaged = (workdir / AVERAGED / 'fixres.json').exists()
-    before, after = other.network(AVERAGED if averaged else 'train'), other.network(found[1])
-    resolution = Resolution.parse(after.about['test_resolution'])
-    return Pair(before, after, resolution, _adapted_in_sweep(run, workdir, before))
-
-
-def _reports(runs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Return workdir -> its report.json."""
-    reports = {}
-    for run in runs:
-        path = files.reachable(run) / 'report.json'
-        if not path.exists():
-            raise UsageError(f'{path} is not there: analyze.runs names workdirs in which a recipe has finished.')
-        reports[run] = json.loads(path.read_text())
-    return reports
 
 
 def report_phase(run: Run, results: Results) -> dict[str, Any]:

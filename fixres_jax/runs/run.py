@@ -12,19 +12,20 @@ from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.core.resolution import Resolution
 from fixres_jax.data import sources, transforms
-from fixres_jax.data.sources import Splits
+from fixres_jax.data.reading import cores
+from fixres_jax.data.sources import Source, Splits
 from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation.validation import make_validation
 from fixres_jax.machines import sharding
-from fixres_jax.machines.runtime import Feed, Runtime
+from fixres_jax.machines.runtime import Feed, Runtime, usual_batch
 from fixres_jax.models import Model
 from fixres_jax.runs import checks, networks, provenance, settings
 from fixres_jax.runs.images import open_images, selection
 from fixres_jax.runs.settings import Settings
 from fixres_jax.runs.tasks import TASKS
-from fixres_jax.training.optimization import Finetuning
+from fixres_jax.training.optimization import Finetuning, fitted_batch
 from fixres_jax.training.train import Writing
-from fixres_jax.weights import network
+from fixres_jax.weights import imagenet, network
 from fixres_jax.weights.network import Network
 
 AVERAGED = 'ema'  # folder of the averaged network
@@ -91,7 +92,7 @@ class Run:
 
     def feed(self, title: str) -> Feed:
         """Say how images pass in evaluations and adaptations."""
-        return Feed(self.runtime, self.settings.test.batch_size, title)
+        return Feed(self.runtime, self.settings.test.batch_size or usual_batch(self.runtime.mesh), title)
 
     def test_transforms(self, resolutions: Iterable[int | Resolution]) -> dict[int | Resolution, Transform]:
         """Return resolution -> the test transform."""
@@ -135,56 +136,95 @@ def open_run(s: Settings, workdir: epath.Path) -> Run:
     Raises:
       UsageError: for anything that does not fit together.
     """
-    # 1. The network, and all that is wrong with it before an image is looked for.
+    given = network.load(s.init_from) if s.init_from else None
+    check_network(s, given)  # all that is wrong with it before an image is looked for
+    return make(s, given, open_images(s, workdir), workdir)
+
+
+def check_network(s: Settings, given: Network | None) -> None:
+    """Raise UsageError for a network or devices that a config does not fit."""
     mesh = sharding.make_mesh()
     for section in s.optimized:
-        sharding.check_batch_size(section.batch_size, mesh, f'{section.PATH}batch_size', section.accumulate_steps)
-    given = network.load(s.init_from) if s.init_from else None
-    about = given.about if given else {}
-    name, width = networks.identify(s, about)
+        if section.batch_size:
+            sharding.check_batch_size(section.batch_size, mesh, f'{section.PATH}batch_size', section.accumulate_steps)
+    name, width = networks.identify(s, given.about if given else {})
     architecture = models.find(name)
     settings.check_architecture(s, name, architecture)
-    finetuning = networks.finetuning(s, name)
-    checks.layers(models.create(name, width=width, **s.model.of_family), {'train': s.train, 'finetune': finetuning})
+    of_name = networks.finetuning(s, name)
+    checks.layers(models.create(name, width=width, **s.model.of_family), {'train': s.train, 'finetune': of_name})
 
-    # 2. The images; their labels follow the classes of the given network.
-    images = open_images(s, workdir)
+
+def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path, *, unseen: bool | None = None) -> Run:
+    """Make a run of a config, a network that fits it and images.
+
+    Args:
+      s: the config.
+      given: the network that it begins with; None for a blank one.
+      images: of the run.
+      workdir: its folder.
+      unseen: whether the network has seen none of the held-out images; None for what its record of trainings says.
+
+    Raises:
+      UsageError: for anything that does not fit together.
+    """
+    # 1. Labels follow the classes of the given network.
+    about = given.about if given else {}
     data_classes = images.test.class_names
-    own = () if s.reset_head else about.get('class_names', ())
-    class_names, present = provenance.network_classes(own, data_classes, s.init_from, s.data.source)
+    own = () if s.reset_head else about.get('class_names') or ()
+    if given is not None and not own and not s.reset_head:
+        own = imagenet.names_for(given.model.num_classes, data_classes)
+    if s.task == 'extract' and own and not set(data_classes) <= set(own):
+        log.info("The classes of %s are not the network's: labels are unknown.", s.data.source)
+        class_names, present, relabelled = tuple(own), None, sources.unlabelled
+    else:
+        class_names, present = provenance.network_classes(own, data_classes, s.init_from, s.data.source)
+        relabelled = sources.relabelled
     parts = (images.train, images.held_out, images.test)
-    images = Splits(*(sources.relabelled(part, class_names) for part in parts))
+    images = Splits(*(part and relabelled(part, class_names) for part in parts))
 
-    # 3. The network with the classes of the run, and what it has seen.
+    # 2. The network with the classes of the run, and what it has seen.
     start = networks.make(s, given, class_names, len(data_classes))
     trainings = provenance.given_trainings(about)
-    after = provenance.extend(trainings, provenance.training(selection(s), images.train, images.held_out))
+    after = trainings
+    if images.train is not None:
+        after = provenance.extend(trainings, provenance.training(selection(s), images.train, images.held_out))
     start.about['trained_on'] = after if s.trains else trainings
+    mesh = sharding.make_mesh()
+    finetuning = networks.finetuning(s, start.about['architecture'])
+    if not finetuning.batch_size and images.train is not None:
+        parts = mesh.size * finetuning.accumulate_steps
+        finetuning = dataclasses.replace(finetuning, batch_size=fitted_batch(len(images.train), parts))
     run = Run(
         settings=s,
         workdir=workdir,
-        runtime=Runtime(mesh, s.sharding, s.data.workers, s.data.threads),
+        runtime=Runtime(mesh, s.sharding, s.data.workers, s.data.threads or cores()),
         images=images,
         present=present,
         start=start,
         given=about,
-        adaptation=_adaptation(s, finetuning, start.about['trained_on'], images),
+        adaptation=_adaptation(s, finetuning, _unseen(start.about['trained_on'], images.held_out, unseen)),
         finetuning=finetuning,
         adapted_about=start.about | {'trained_on': after},
     )
     _check_adaptation(run)
     for section in s.optimized:
-        checks.warn_of_large_batch(section, len(images.train))
+        used = finetuning if section is s.finetune else section
+        checks.warn_of_large_batch(used, len(images.train))
     return run
 
 
-def _adaptation(s: Settings, finetuning: Finetuning, trainings: list[Any], images: Splits) -> Adaptation:
-    """Return how the config adapts in one pass; whether held-out images may choose depends on what was trained on."""
-    held_out = images.held_out
-    reason = provenance.why_seen(trainings, held_out) if held_out is not None else ''
+def _unseen(trainings: list[Any], held_out: Source | None, unseen: bool | None) -> bool:
+    """Say whether there are held-out images that the network has not seen, which alone may choose."""
+    if held_out is None or unseen is not None:
+        return held_out is not None and bool(unseen)
+    reason = provenance.why_seen(trainings, held_out)
     if reason:
         log.info('The network may have seen some of the %d held-out images: %s.', len(held_out), reason)
-    unseen = held_out is not None and not reason
+    return not reason
+
+
+def _adaptation(s: Settings, finetuning: Finetuning, unseen: bool) -> Adaptation:
+    """Return how the config adapts in one pass; whether held-out images may choose depends on what was trained on."""
     fields = vars(s.adapt) | {'solver': s.adapt.solver_for(unseen)}
     return Adaptation(**fields, batch_norm=finetuning.batch_norm, optimization=finetuning, unseen=unseen)
 

@@ -87,6 +87,11 @@ class Settings(Section):
         return phases if self.control else tuple(phase for phase in phases if phase != CONTROL)
 
     @property
+    def reads_training(self) -> bool:
+        """Whether the task looks at training images at all."""
+        return TASKS[self.task].reads_training and not (self.task == 'extract' and self.extract.split == 'test')
+
+    @property
     def trains(self) -> bool:
         """Whether the task trains at the training resolution, rather than begin with a network that comes trained."""
         return bool(self.train.epochs) and TASKS[self.task].trains

@@ -43,7 +43,7 @@ class Optimization(Section):
 
     Attributes:
       epochs: passes over the source, in samples seen: epochs * len(source) / batch_size steps.
-      batch_size: global batch.
+      batch_size: global batch; 0, in `finetune`, for one that is fitted to the number of images.
       accumulate_steps: parts of the batch that are computed one after the other.
       lr: base learning rate, scaled by `lr_rule` (see `schedules.LR_RULES`).
       lr_rule: 'fixres', 'batch/256' or 'none'.
@@ -217,12 +217,24 @@ class Finetuning(Optimization):
 
     PATH = 'finetune.'
     RULES = Optimization.RULES | {
+        'batch_size': sections.between(0, MAX_BATCH, 64),
         'augmentation': sections.one_of(('test', 'v2')),
         'follows': sections.one_of(architecture.RULES),
     }
 
     augmentation: str
     follows: str
+
+
+def fitted_batch(num_images: int, multiple: int = 1) -> int:
+    """Return a batch size for fine-tuning on few images: a power of two, 512 at most, of which eight make a pass.
+
+    Args:
+      num_images: to fine-tune on.
+      multiple: what it must be divisible by; it is more than the images where that is.
+    """
+    size = 2 ** max(3, (min(512, num_images // 8)).bit_length() - 1)
+    return -(-size // multiple) * multiple
 
 
 def count_steps(o: Optimization, num_images: int) -> int:

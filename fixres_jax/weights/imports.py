@@ -11,6 +11,11 @@ from fixres_jax.models import Architecture
 from fixres_jax.weights import lineages, releases, state_dicts, torch_weights
 from fixres_jax.weights.network import Network
 
+# What may be known better of weights than from their file or its release.
+FIELDS = (
+    'mean', 'std', 'train_resolution', 'test_resolution', 'resize_ratio', 'resize', 'interpolation', 'crop',
+)  # fmt: skip
+
 
 def read(
     path: str | Path,
@@ -63,8 +68,7 @@ def read(
     kept = _options(name, options.get('padding') or (found.padding if found else ''))
     model = models.create(name, num_classes, width=width, **kept)
     variables = torch_weights.from_torch(state_dict, model, reset_head=reset_head)
-    usual = _usual(models.find(name))
-    metadata = usual | metadata | (found.metadata() if found else {}) | dict(about or {})
+    metadata = usual(models.find(name)) | metadata | (found.metadata() if found else {}) | dict(about or {})
     metadata.pop('trained_on', None)  # Nobody knows what happened to the weights outside.
     if reset_head:
         metadata.pop('class_names', None)
@@ -84,7 +88,7 @@ def _name_in(metadata: Mapping[str, Any], path: str) -> str:
     return name
 
 
-def _usual(architecture: Architecture) -> dict[str, Any]:
+def usual(architecture: Architecture) -> dict[str, Any]:
     """Return what `fixres.json` says of weights of which nothing else is known: how most are trained and tested."""
     return {
         'mean': list(architecture.mean),

@@ -18,6 +18,7 @@ import safetensors.numpy
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
+from fixres_jax.weights import timm_config
 
 PICKLES = ('.pth', '.pt', '.bin', '.tar')
 WRAPPERS = ('model', 'state_dict', 'model_state_dict')  # 'model' is the FixRes releases'
@@ -64,10 +65,15 @@ def load(path: str | Path, *, ema: bool = False) -> tuple[dict[str, np.ndarray],
 
 
 def save(path: str | Path, state_dict: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-    """Write a state_dict as .safetensors, with the metadata in its header, or as a bare torch pickle."""
+    """Write a state_dict as .safetensors, with the metadata in its header, or as a bare torch pickle.
+
+    The header also has timm's `pretrained_cfg`, for those who give it to `timm.create_model`.
+    """
     path = Path(path)
     if path.suffix == '.safetensors':
         header = {HEADER_KEY: json.dumps(metadata), 'format': 'pt'}
+        if 'architecture' in metadata:
+            header['pretrained_cfg'] = json.dumps(timm_config.to_timm(metadata)['pretrained_cfg'])
         with files.whole(path) as temporary:
             safetensors.numpy.save_file(dict(state_dict), temporary, metadata=header)
     elif path.suffix in ('.pth', '.pt', '.bin'):
@@ -77,6 +83,20 @@ def save(path: str | Path, state_dict: Mapping[str, np.ndarray], metadata: Mappi
             torch.save({name: torch.from_numpy(array) for name, array in state_dict.items()}, file)
     else:
         raise UsageError(f'{path} is of no known format: expected .safetensors, .pth, .pt or .bin.')
+
+
+def save_folder(folder: str | Path, state_dict: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+    """Write a folder that timm loads as 'local-dir:FOLDER', and that may go to Hugging Face as it is.
+
+    Raises:
+      UsageError: for a folder that is not empty.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f'{folder} is not an empty folder: choose another one.')
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / timm_config.WEIGHTS[0], state_dict, metadata)
+    files.write_json(folder / timm_config.CONFIG, timm_config.to_timm(metadata))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

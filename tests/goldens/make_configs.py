@@ -9,6 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = Path(__file__).resolve().parent / 'configs'
+RECIPES = (
+    'resnet50_cutmix', 'resnet50_v2', 'resnet50_a1', 'resnet50_a3', 'efficientnet_b0', 'convnext_tiny', 'deit3_small',
+)  # fmt: skip
 
 
 def dump(config, prefix: str = '') -> str:
@@ -29,8 +32,8 @@ def named_configs():
         'imagenette': ['small', 'resnet50'],
         'resnet50': resnet50.RESOLUTIONS,
         'resnet50_ffcv': resnet50_ffcv.LARGER_FROM,
-        'finetune': ['resnet50'],
-    }
+        'finetune': ['resnet50', 'paper'],
+    } | dict.fromkeys(RECIPES, [None])
     for name, choices in variants.items():
         get_config = importlib.import_module(f'configs.{name}').get_config
         for variant in choices:
@@ -38,14 +41,14 @@ def named_configs():
 
 
 def texts():
-    """Return {file name: content}: every named config, and what the variants of finetune change in its default."""
+    """Return {file name: content}: every named config, and what the models of finetune change in the paper's."""
     from configs import finetune
 
     found = {name: dump(config) for name, config in named_configs()}
-    default = set(found['finetune_resnet50'].splitlines())
+    default = set(found['finetune_paper'].splitlines())
     lines = []
     for variant in finetune.TABLE:
-        changed = [line for line in dump(finetune.get_config(variant)).splitlines() if line not in default]
+        changed = [line for line in dump(finetune.get_config(f'{variant},paper')).splitlines() if line not in default]
         lines += [variant, *(f'  {line}' for line in changed)]
     return found | {'finetune': '\n'.join(lines) + '\n'}
 

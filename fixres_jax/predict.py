@@ -1,0 +1,62 @@
+"""Say what is on pictures: the most likely classes and their probabilities.
+
+    fixres predict adapted.safetensors cat.jpg
+    fixres predict resnet50=resnet50.pth PICTURES --top 1 --csv predictions.csv
+
+NETWORK is ARCHITECTURE=FILE for torch weights, a workdir, a folder of `fixres convert`, a file of `fixres adapt`, or
+hf:timm/NAME. IMAGES are files, or one folder of them. No labels are needed.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Sequence
+
+from fixres_jax.core import command, files
+from fixres_jax.core.resolution import Resolution
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.Parser('python -m fixres_jax.predict', describe=__doc__)
+    add = parser.add_argument
+    add('network', metavar='NETWORK')
+    add('images', metavar='IMAGES', nargs='+')
+    add('--top', type=int, default=5, help='classes to name; default: 5')
+    add('--resolution', type=Resolution.parse, metavar='PIXELS', help="pixels; default: the network's own")
+    add('--csv', help='file to write instead of printing: image, class, probability')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return command.run(_main, argv)
+
+
+def _main(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    from fixres_jax import library
+    from fixres_jax.data import given
+
+    net = library.named(arguments.network)
+    source, _ = given.images(arguments.images[0] if len(arguments.images) == 1 else arguments.images)
+    found = net.outputs(source, resolution=arguments.resolution)['softmax']
+    rows = [
+        (source.name(number), name, probability)
+        for number, softmax in enumerate(found)
+        for name, probability in net.likely(softmax, arguments.top)
+    ]
+    if arguments.csv:
+        out = io.StringIO()
+        csv.writer(out, lineterminator='\n').writerows([('image', 'class', 'probability'), *rows])
+        files.write(files.reachable(arguments.csv), out.getvalue())
+        print(f'{arguments.csv} holds the classes of {len(source):,} images.')
+        return
+    for number, (image, name, probability) in enumerate(rows):
+        if number % arguments.top == 0:
+            print(image)
+        print(f'  {100 * probability:5.1f} %  {name}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
