@@ -1,7 +1,7 @@
 """Give the BatchNorm layers of a network exact statistics of some images, at some resolution.
 
-    fixres recalibrate weights --images DATA/train --resolution 288 --out exact
-    fixres convert --to-torch exact exact.safetensors
+fixres recalibrate weights --images DATA/train --resolution 288 --out exact
+fixres convert --to-torch exact exact.safetensors
 """
 
 import argparse
