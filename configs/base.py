@@ -21,7 +21,7 @@ def get_config() -> Config:
     c.adaptation = 'one_pass'  # of the recipe. one_pass: section adapt; finetune: SGD through the network
     c.control = True  # adapt at the training size too: what the report needs to tell resolution from refitting
     c.seed = 0  # of weights, order of images, augmentation and held-out images
-    c.init_from = ''  # workdir or converted weights to begin from; '' for random weights
+    c.init_from = ''  # workdir, converted weights or hf:timm/NAME to begin from; '' for random weights
     c.reset_head = False  # with init_from: start a fresh classifier, for other classes
     c.log_every_steps = 50  # steps averaged into one line of metrics.jsonl
     c.tracker = 'tensorboard'  # where numbers of training go besides metrics.jsonl: tensorboard, wandb, none

@@ -17,8 +17,8 @@ COMMANDS = {
     'run': ('fixres_jax.main', 'run a config: the whole method, or a part of it'),
     'advise': ('fixres_jax.advise', 'say which resolutions suit, and what they cost'),
     'convert': ('fixres_jax.convert', 'take weights from torch, and back'),
-    'recalibrate': ('fixres_jax.recalibrate', 'give BatchNorm layers exact statistics of some images'),
     'prepare': ('fixres_jax.prepare', 'write a data set as shards'),
+    'recalibrate': ('fixres_jax.recalibrate', 'give BatchNorm layers exact statistics of some images'),
     'dryrun': ('fixres_jax.dryrun', "compile a config's steps for devices that are not here"),
 }
 EXAMPLES = """

@@ -17,7 +17,7 @@ from etils import epath
 
 from fixres_jax.core import command
 from fixres_jax.core.errors import RunError, UsageError
-from fixres_jax.weights import hub, imports, network, releases, state_dicts, torch_weights
+from fixres_jax.weights import hub, imports, network, portable, releases, state_dicts, torch_weights
 
 
 def _import(arguments: argparse.Namespace, name: str, path: str, out: str) -> str:
@@ -79,10 +79,21 @@ def _export(run: str, out: str) -> str:
     return told
 
 
+def _program(run: str, out: str, resolution: int | None) -> str:
+    """Write the network of a run as a program of jax.export; return what to tell."""
+    loaded = network.load(run)
+    resolution = resolution or loaded.about.get('test_resolution') or loaded.about['train_resolution']
+    portable.save(out, loaded, resolution)
+    return (
+        f'{out} holds the {loaded.about["architecture"]} of {run} for images of {resolution} pixels, on '
+        f'{", ".join(portable.PLATFORMS)}. docs/convert.md shows how it is loaded without this package.'
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command.Parser(
         prog='python -m fixres_jax.convert',
-        usage='%(prog)s MODEL WEIGHTS OUT [options] | hf:NAME OUT [options] | --to-torch RUN OUT | --list',
+        usage='%(prog)s MODEL WEIGHTS OUT [options] | hf:NAME OUT [options] | --to-torch|--to-jax RUN OUT | --list',
         describe=__doc__,
     )
     add = parser.add_argument
@@ -97,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         action='store_true',
         help='write the network of RUN as OUT: .safetensors, .pth, or else a folder for timm',
     )
+    add('--to-jax', action='store_true', help='write the network of RUN as a program of jax.export into the folder OUT')
     add('--list', action='store_true', help='print the released weights that are known')
     add('--release', default='', help='which release the file is, where its name does not say so')
     add('--ema', action='store_true', help='take the moving average of the weights')
@@ -128,11 +140,13 @@ def _main(argv: Sequence[str] | None) -> None:
         print(releases.table())
         return
     of_hub = bool(arguments.arguments) and arguments.arguments[0].startswith(hub.PREFIX)
-    wanted = 2 if arguments.to_torch or of_hub else 3
+    wanted = 2 if arguments.to_torch or arguments.to_jax or of_hub else 3
     if len(arguments.arguments) != wanted:
         parser.error(f'expected {wanted} arguments, found {len(arguments.arguments)}')
     if arguments.to_torch:
         print(_export(*arguments.arguments))
+    elif arguments.to_jax:
+        print(_program(*arguments.arguments, arguments.test_resolution))
     else:
         print(_import(arguments, *([''] if of_hub else []), *arguments.arguments))
 

@@ -33,10 +33,9 @@ from fixres_jax.core.resolution import Resolution
 from fixres_jax.evaluation.table import Table
 from fixres_jax.runs import alone, classifier, comparison
 from fixres_jax.runs.classifier import Classifier
-from fixres_jax.weights import imports, network
+from fixres_jax.weights import hub, imports, network
 from fixres_jax.weights.network import Network
 
-HUB = 'hf:'
 Data = Any  # see `data.given.KINDS`
 
 
@@ -67,10 +66,8 @@ def load(
     if unknown := about.keys() - imports.FIELDS:
         one = sorted(unknown)[0]
         raise UsageError(f'load takes no {one}.{nearest(one, imports.FIELDS)} It takes {", ".join(imports.FIELDS)}.')
-    if path.startswith(HUB):
-        from fixres_jax.weights import hub  # of an extra
-
-        architecture, path, told = hub.fetch(path.removeprefix(HUB))
+    if path.startswith(hub.PREFIX):
+        architecture, path, told = hub.fetch(path)
         loaded, _ = imports.read(path, architecture, ema=ema, about=told | about)
     elif Path(path).suffix in classifier.FILES and not Path(path).is_dir():
         loaded, _ = imports.read(path, '' if weights is None else str(name), ema=ema, about=about)

@@ -1,7 +1,9 @@
 """Give the BatchNorm layers of a network exact statistics of some images, at some resolution.
 
-fixres recalibrate weights --images DATA/train --resolution 288 --out exact
-fixres convert --to-torch exact exact.safetensors
+    fixres recalibrate weights --images DATA/train --resolution 288 --out exact
+    fixres convert --to-torch exact exact.safetensors
+
+For weights that were averaged, merged, pruned or quantized after their training.
 """
 
 import argparse

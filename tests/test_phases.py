@@ -12,7 +12,7 @@ from fixres_jax.core import trees
 from fixres_jax.data.sources import Splits
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
-from fixres_jax.runs import phases, settings, subjects
+from fixres_jax.runs import one_pass, phases, settings, subjects
 from fixres_jax.runs.run import open_run
 
 
@@ -139,9 +139,9 @@ def test_what_the_sweep_keeps_are_the_networks_that_it_scored(recipe, sweep):
 def test_the_sweep_takes_no_more_images_than_it_may(recipe):
     run = recipe[0]
     count = len(run.images.train)
-    assert subjects.compared(with_settings(run, 'adapt', sweep_images=count)) is run.images.train
+    assert one_pass.compared(with_settings(run, 'adapt', sweep_images=count)) is run.images.train
     few = with_settings(run, 'adapt', sweep_images=count - 1)
-    picked = [subjects.compared(with_settings(few, seed=seed)).indices for seed in (0, 0, 1)]
+    picked = [one_pass.compared(with_settings(few, seed=seed)).indices for seed in (0, 0, 1)]
     assert [len(indices) for indices in picked] == [count - 1] * 3
     assert all((np.diff(indices) > 0).all() and indices[-1] < count for indices in picked)
     np.testing.assert_array_equal(picked[0], picked[1])
@@ -219,4 +219,4 @@ def points(**curves):
     ],
 )
 def test_the_resolution_is_the_best_of_those_at_least_as_large_as_in_training(curves, chosen):
-    assert phases.choose_resolution(points(**curves), 128) == chosen
+    assert one_pass.choose_resolution(points(**curves), 128) == chosen

@@ -1,9 +1,11 @@
 """What is said while something goes on: a line every ten seconds, when it compiles, and how it ended."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +138,7 @@ def test_a_loop_that_only_dispatches_stays_one_batch_ahead_of_the_devices(monkey
         ({'dev/vfio/0': ''}, {}, False),
         ({'dev/nvidia0': ''}, {}, False),
         ({}, {'TPU_NAME': 'pod'}, False),
-        ({}, {'TPU_SKIP_MDS_QUERY': '1'}, True),
+        ({}, {'TPU_SKIP_MDS_QUERY': '1', 'TPU_LIBRARY_PATH': 'libtpu.so'}, True),
     ],
 )
 def test_libtpu_is_left_out_where_nothing_speaks_of_a_tpu_or_a_gpu(tmp_path, monkeypatch, files, variables, left_out):
@@ -152,6 +154,17 @@ def test_libtpu_is_left_out_where_nothing_speaks_of_a_tpu_or_a_gpu(tmp_path, mon
     assert libtpu.leave_out(tmp_path) is left_out
     monkeypatch.setattr(libtpu.importlib.util, 'find_spec', lambda name: None)
     assert not libtpu.leave_out(tmp_path)
+
+
+def test_the_start_says_nothing_of_tpus_that_are_not_there():
+    pytest.importorskip('libtpu')
+    if any(path for name in libtpu.DEVICES for path in Path('/').glob(name)):
+        pytest.skip('there is an accelerator')
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(libtpu.SETTINGS)}
+    code = 'from fixres_jax import machines; import jax; assert jax.default_backend() == "cpu"'
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr == ''
 
 
 def test_the_log_names_only_what_is_amiss_in_other_packages():

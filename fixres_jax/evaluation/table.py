@@ -28,7 +28,7 @@ class Table:
         top5 (percent), low and high (top1's 95 % interval), loss (nats), count (images), param_count (millions); and in
         all rows but the first, difference with difference_low and difference_high: top1 minus that of the first row, in
         points, with its paired 95 % interval.
-      both: both[i][j] counts the images that rows i and j both got right.
+      both: `both[i][j]` counts the images that rows i and j both got right.
       note: what one must know of the labels.
     """
 

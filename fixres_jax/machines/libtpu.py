@@ -10,7 +10,7 @@ GOOGLE = '0x1ae0'  # vendor of PCI devices
 DEVICES = ('dev/accel*', 'dev/vfio/[0-9]*', 'dev/nvidia*', 'dev/kfd', 'dev/dxg')  # TPUs, GPUs of NVIDIA and of AMD
 
 SETTINGS = ('JAX_PLATFORM', 'JAX_FORCE_TPU_INIT', 'TPU_', 'PJRT_')  # beginnings of variables by which a user chooses
-SET_BY_JAX = 'TPU_SKIP_MDS_QUERY'  # when it is imported where there is no TPU
+SET_BY_JAX = {'TPU_SKIP_MDS_QUERY', 'TPU_LIBRARY_PATH'}  # when it is imported where libtpu is and no TPU
 
 
 def leave_out(root: Path = Path('/')) -> bool:
@@ -26,7 +26,7 @@ def leave_out(root: Path = Path('/')) -> bool:
     """
     if importlib.util.find_spec('libtpu') is None or any(path for name in DEVICES for path in root.glob(name)):
         return False
-    if any(name.startswith(SETTINGS) and name != SET_BY_JAX for name in os.environ):
+    if any(name.startswith(SETTINGS) and name not in SET_BY_JAX for name in os.environ):
         return False
     if any(path.read_text().strip() == GOOGLE for path in root.glob('sys/bus/pci/devices/*/vendor')):
         return False

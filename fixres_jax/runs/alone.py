@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from fixres_jax.adaptation import adapt as one_pass
+from fixres_jax.adaptation import adapt as adaptation
 from fixres_jax.adaptation import embeddings
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.core.progress import log
@@ -15,7 +15,7 @@ from fixres_jax.core.resolution import Resolution, side
 from fixres_jax.data import given, sources
 from fixres_jax.data.sources import Splits
 from fixres_jax.machines import runtime
-from fixres_jax.runs import phases, provenance, run, settings, shipped
+from fixres_jax.runs import one_pass, provenance, run, settings, shipped
 from fixres_jax.runs.classifier import Classifier, names
 from fixres_jax.runs.images import selection
 from fixres_jax.runs.run import Run
@@ -47,7 +47,7 @@ def open_run(
     if unseen is None and s.reset_head and provenance.given_trainings(dict(net.about)) == [None]:
         unseen = True  # Of weights from outside; a network of other classes has been trained on other images.
     opened = run.make(s, net, Splits(train, kept, source), workdir, unseen=unseen)
-    one_pass.check(opened.start, opened.images, opened.adaptation)
+    adaptation.check(opened.start, opened.images, opened.adaptation)
     return opened
 
 
@@ -92,7 +92,7 @@ def plan(opened: Run) -> str:
     kept = f', {len(held_out):,} more held out' if held_out is not None else ''
     return (
         f'{opened.start.about["architecture"]} at {pixels} pixels{chosen}: one pass over {len(train):,} images{kept}, '
-        f'{batch} at once, read by {readers} threads; then its classifier by {one_pass.SOLVERS[how.solver]}.'
+        f'{batch} at once, read by {readers} threads; then its classifier by {adaptation.SOLVERS[how.solver]}.'
     )
 
 
@@ -117,14 +117,15 @@ def estimate(opened: Run) -> float | None:
 def adapt(opened: Run) -> Classifier:
     """Adapt the network of a run from `open_run`."""
     chosen, adapted = opened.settings.test.resolution, {}
+    start = opened.start.placed(opened.runtime)
     if not chosen:
-        result, adapted = phases.sweep(opened, sizes(opened))
-        chosen = phases.choose_resolution(result, opened.train_resolution)
+        result, adapted = one_pass.sweep(opened, start, sizes(opened))
+        chosen = one_pass.choose_resolution(result, opened.train_resolution)
         log.info('Test resolution %d: the best on %d held-out images.', chosen, result['count'])
         if result['images_used'] < len(opened.images.train):
             adapted = {}  # It has compared on some of the images; the network is to get all.
     if chosen not in adapted:
-        adapted = phases.adapt_at(opened, opened.start.placed(opened.runtime), chosen, 'adapt')
+        adapted = one_pass.at(opened, start, chosen, 'adapt')
     result, record = adapted[chosen]
     about = opened.adapted_about | {'test_resolution': chosen}
     return Classifier(result.model, result.variables, about, record | {'test_resolution': chosen})

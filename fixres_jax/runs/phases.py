@@ -1,14 +1,14 @@
 """The phases of a run, each a function of the run and of the results of the phases before it."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from fixres_jax import studies
-from fixres_jax.adaptation import adapt, recalibration, statistics
+from fixres_jax.adaptation import recalibration, statistics
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
@@ -19,7 +19,7 @@ from fixres_jax.data.transforms import Transform
 from fixres_jax.evaluation import evaluate, outputs
 from fixres_jax.machines import processes
 from fixres_jax.report import environment, findings, html, markdown, plots, report
-from fixres_jax.runs import subjects
+from fixres_jax.runs import one_pass, subjects
 from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS, CONTROL
 from fixres_jax.studies import STUDIES
@@ -61,9 +61,9 @@ def _keep_average(run: Run, result: Network) -> dict[str, Any]:
     """
     s = run.settings
     sampled = statistics.sample(run.images.train, s.adapt.statistics_images, s.seed)
-    *_, transform = train_transforms(run).values()  # of the last size, if there are several
     how = {'batch_norm': s.train.batch_norm, 'at_once': True, 'seed': s.seed}
-    result = recalibration.recalibrate(result, sampled, transform, run.feed('ema'), **how)
+    last = train_transforms(run)[max(s.train.sizes)]  # where the sizes grow, the largest
+    result = recalibration.recalibrate(result, sampled, last, run.feed('ema'), **how)
     _save(run, AVERAGED, result)
     return {'averaged': True, 'statistics_images': len(sampled)}
 
@@ -105,7 +105,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
         held_out = run.test_transforms(run.resolutions)
         networks = {'before': run.trained}
         result = evaluate.evaluate(networks, run.images.held_out, held_out, run.feed('sweep'))
-    chosen = choose_resolution(result, run.train_resolution)
+    chosen = one_pass.choose_resolution(result, run.train_resolution)
     where = 'held-out training images' if run.adaptation.unseen else 'training images that the trunk may have seen'
     log.info('Test resolution %s: the best on %d %s.', chosen, result['count'], where)
     return result | {'test_resolution': chosen, 'chosen_on': where}
@@ -113,7 +113,7 @@ def sweep_phase(run: Run, results: Results) -> dict[str, Any]:
 
 def _adapted_sweep(run: Run) -> dict[str, Any]:
     """Adapt at every resolution; return the held-out scores before and after, and keep what changed for the test."""
-    result, adapted = sweep(run, run.resolutions)
+    result, adapted = one_pass.sweep(run, run.trained, run.resolutions)
     changed = {}
     for resolution, (new, _) in adapted.items():
         leaves = new.adapted_leaves(run.adaptation.batch_norm)
@@ -121,42 +121,6 @@ def _adapted_sweep(run: Run) -> dict[str, Any]:
     if processes.is_host0():
         files.write_arrays(run.workdir / 'sweep.npz', changed)
     return result
-
-
-def sweep(run: Run, resolutions: Iterable[int]) -> tuple[dict[str, Any], dict[int, tuple[Network, adapt.Record]]]:
-    """Adapt at every resolution, on as many images as that may cost.
-
-    Returns:
-      The held-out scores before and after, as `evaluate.evaluate` has its points; and what `adapt.adapt` returned.
-    """
-    source = subjects.compared(run)
-    adapted = adapt.adapt(
-        run.trained if 'train' in run.settings.phases else run.start.placed(run.runtime),
-        dataclasses.replace(run.images, train=source),
-        run.test_transforms(resolutions),
-        dataclasses.replace(run.adaptation, copies=0),
-        run.feed('sweep'),
-        seed=run.settings.seed,
-        directory=run.workdir / 'embeddings',
-    )
-    records = {str(resolution): record for resolution, (_, record) in adapted.items()}
-    points = [
-        {'network': name, 'resolution': resolution} | record[name]
-        for resolution, (_, record) in adapted.items()
-        for name in ('before', 'after')
-    ]
-    found = {'count': len(run.images.held_out), 'points': points, 'images_used': len(source), 'adaptations': records}
-    return found | {'images_seen': sum(record['images_seen'] for record in records.values())}, adapted
-
-
-def choose_resolution(result: dict[str, Any], train_resolution: int) -> int | Resolution:
-    """Return the resolution, at least the training one, of the highest top-1; of equals the one of lowest loss.
-
-    After adaptation, if the sweep has adapted: the resolution that is best then is not the one that is best before.
-    """
-    last = result['points'][-1]['network']
-    points = [p for p in result['points'] if p['resolution'] >= train_resolution and p['network'] == last]
-    return max(points, key=lambda point: (point['top1'], -point['loss']))['resolution']
 
 
 def _test_resolution(run: Run, results: Results) -> int | Resolution:
@@ -186,26 +150,10 @@ def control_phase(run: Run, results: Results) -> dict[str, Any]:
 
 
 def _adapt(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:
-    result, record = adapt_at(run, _trained(run, results), resolution, phase)[resolution]
+    result, record = one_pass.at(run, _trained(run, results), resolution, phase)[resolution]
     result = dataclasses.replace(result, about=run.adapted_about | {'test_resolution': resolution})
     _save(run, phase, result)
     return record | {'test_resolution': resolution}
-
-
-def adapt_at(
-    run: Run, start: Network, resolution: int | Resolution, title: str
-) -> dict[int | Resolution, tuple[Network, adapt.Record]]:
-    """Adapt a network to one resolution on all training images of a run, as `adapt.adapt` returns it."""
-    return adapt.adapt(
-        start,
-        run.images,
-        run.test_transforms((resolution,)),
-        run.adaptation,
-        run.feed(title),
-        seed=run.settings.seed,
-        directory=run.workdir / 'embeddings',
-        augment=transforms.make_finetune(resolution, augmentation='v2', **run.resizing),
-    )
 
 
 def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: str) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from etils import epath
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.resolution import Resolution
-from fixres_jax.data import sources
 from fixres_jax.data.crops import TestCrop, TrainCrop
-from fixres_jax.data.sources import Source
+from fixres_jax.runs import one_pass
 from fixres_jax.runs.run import AVERAGED, Run
 from fixres_jax.runs.tasks import ADAPTATIONS
 from fixres_jax.studies import Pair, Subject
@@ -27,7 +26,7 @@ def subject(run: Run, workdir: epath.Path | None) -> Subject:
         test_crop = TestCrop(run.start.about['resize_ratio'], run.start.about['resize'])
     return Subject(
         networks=pair_of(run, workdir) if workdir is not None else None,
-        train=compared(run),
+        train=one_pass.compared(run),
         held_out=run.images.held_out,
         test=run.images.test,
         train_resolution=run.train_resolution,
@@ -80,8 +79,3 @@ def adapted_in_sweep(run: Run, workdir: epath.Path, before: Network) -> dict[int
         resolution, _, name = name.partition('/')
         leaves.setdefault(Resolution.parse(resolution), {})[name] = run.runtime.place(leaf)
     return {resolution: before.replaced(new) for resolution, new in leaves.items()}
-
-
-def compared(run: Run) -> Source:
-    """Return as many training images as adaptations that only compare may cost."""
-    return sources.sample(run.images.train, run.settings.adapt.sweep_images, run.settings.seed)

@@ -187,7 +187,7 @@ def run(
                 **kept,
             )
         write_metadata(writing.directory, dict(network.about))
-        if sizes:
+        if sizes and first < num_steps:
             ahead = [pace.resolution(first), *(size for step, size in sizes.items() if step > first)]
             step_fn = stack.enter_context(
                 contextlib.closing(Programs(step_fn, blank, how.batch_size, ahead, runtime.mesh))

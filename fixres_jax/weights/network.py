@@ -11,7 +11,7 @@ from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.machines.runtime import Runtime
 from fixres_jax.models import EVAL, Mode, Model, Variables
-from fixres_jax.weights import checkpoint
+from fixres_jax.weights import checkpoint, hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +69,19 @@ def load(path: epath.PathLike, **options: Any) -> Network:
     """Load a network, onto this host.
 
     Args:
-      path: a workdir, the folder of one of its phases, or converted weights.
+      path: a workdir, the folder of one of its phases, converted weights, or 'hf:NAME', a repository of Hugging Face.
       **options: of the model, as `models.create` takes them, beside those that `fixres.json` tells.
 
     Raises:
       UsageError: when there is no network.
       RunError: when its files are damaged.
     """
+    if str(path).startswith(hub.PREFIX):
+        from fixres_jax.weights import imports  # which imports this
+
+        architecture, file, fields = hub.fetch(str(path))
+        loaded, _ = imports.read(file, architecture, about=fields)
+        return dataclasses.replace(loaded, model=loaded.model.clone(**options)) if options else loaded
     variables, about = checkpoint.load_model(path)
     name = about['architecture']
     prefix = f'params/{models.find(name).classifier}'

@@ -64,14 +64,14 @@ def _crop_pct(side: int, ratio: float) -> float:
     return share
 
 
-def from_timm(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def from_timm(content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return (architecture, fields of fixres.json) that a config.json of timm tells.
 
     Raises:
       UsageError: for an architecture that is not here, with the nearest names, or for another kind of config.
     """
-    cfg = told.get('pretrained_cfg') or told
-    name = told.get('architecture') or cfg.get('architecture')
+    cfg = content.get('pretrained_cfg') or content
+    name = content.get('architecture') or cfg.get('architecture')
     if not isinstance(name, str):
         raise UsageError('its config.json names no architecture of timm: expected "architecture" and "pretrained_cfg".')
     name = name.removeprefix('legacy_')
@@ -86,7 +86,7 @@ def from_timm(told: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         'interpolation': cfg.get('interpolation'),
         'mean': cfg.get('mean'),
         'std': cfg.get('std'),
-        'class_names': _class_names(told, cfg),
+        'class_names': _class_names(content, cfg),
     }
     return name, {field: value for field, value in fields.items() if value}
 
@@ -99,10 +99,10 @@ def _resolution(size: Any) -> Any:
     return height if height == width else (height, width)
 
 
-def _class_names(told: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str] | None:
+def _class_names(content: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str] | None:
     """Return the names of the classes in the order of their labels, where all are told."""
-    names = told.get('label_names') or cfg.get('label_names')
+    names = content.get('label_names') or cfg.get('label_names')
     if isinstance(names, Mapping):
         names = [names.get(str(label)) for label in range(len(names))]
-    number = told.get('num_classes') or cfg.get('num_classes')
+    number = content.get('num_classes') or cfg.get('num_classes')
     return list(names) if names and len(names) == number and all(names) else None
