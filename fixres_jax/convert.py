@@ -72,11 +72,12 @@ def _export(run: str, out: str) -> str:
         raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
     loaded = _load(run)
     state_dict = torch_weights.to_torch(loaded.variables, loaded.model)
+    about = dict(loaded.about) | {'num_classes': loaded.model.num_classes}
     told = f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
     if Path(out).suffix:
-        state_dicts.save(out, state_dict, loaded.about)
+        state_dicts.save(out, state_dict, about)
     else:
-        state_dicts.save_folder(out, state_dict, loaded.about)
+        state_dicts.save_folder(out, state_dict, about)
         told += f"\nIn timm: timm.create_model('local-dir:{out}', pretrained=True)"
     if loaded.about.get('resize') == 'height':
         told += '\nIts test images have their height resized, which timm cannot do: it resizes the shorter side.'

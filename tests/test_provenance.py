@@ -246,7 +246,7 @@ def test_some_of_the_networks_classes_are_scored_among_all_and_by_themselves(con
         assert 'more classes than the 2 of the data' in text and f'{point["top1_among_present"]:.2f} (' in text
 
 
-@pytest.mark.parametrize('task', ['evaluate', 'extract', 'adapt', 'finetune', 'train', 'recipe'])
+@pytest.mark.parametrize('task', ['evaluate', 'adapt', 'finetune', 'train', 'recipe'])
 def test_classes_that_the_network_does_not_know_are_refused(config, network, data, task):
     for split in ('train', 'val'):
         (data / split / 'dog').rename(data / split / 'wolf')

@@ -109,7 +109,7 @@ PROGRAMS = {
         variables, {'one': {}}, image
     ),
     'moments': lambda model, mesh, _, variables, image, label: statistics._make_moments(
-        model, 'layer1/0/bn3', mesh
+        model, ('layer1/0/bn3',), mesh
     ).lower(variables, {}, image),
 }
 
