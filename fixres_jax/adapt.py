@@ -15,7 +15,6 @@ from pathlib import Path
 
 from fixres_jax.core import command, progress
 from fixres_jax.core.errors import UsageError
-from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -25,13 +24,13 @@ def _parser() -> argparse.ArgumentParser:
     add('data', metavar='DATA')
     add(
         '--resolution',
-        type=Resolution.parse,
+        type=command.pixels,
         metavar='PIXELS',
         help='to test at; else chosen on held-out images',
     )
     add(
         '--resolutions',
-        type=Resolution.parse,
+        type=command.pixels,
         metavar='PIXELS',
         nargs='+',
         default=(),
@@ -63,11 +62,16 @@ def _main(argv: Sequence[str] | None) -> None:
     from etils import epath
 
     from fixres_jax import library
+    from fixres_jax.machines import compilation
     from fixres_jax.runs import alone
 
     options = {name: getattr(arguments, name) for name in ('flip', 'copies', 'batch_size', 'seed', 'reset_head')}
     net = library.named(arguments.network)
-    with tempfile.TemporaryDirectory(prefix='fixres_jax_') as directory:
+    with (
+        progress.Activity('adapt'),
+        compilation.told(),
+        tempfile.TemporaryDirectory(prefix='fixres_jax_') as directory,
+    ):
         opened = alone.open_run(
             net,
             arguments.data,

@@ -1,8 +1,10 @@
 """Advise on resolutions: which to test at, which to train at, and what each costs.
 
-fixres advise --train-resolution 224 --model resnet50
-fixres advise --train-resolution 224 --images FOLDER --wanted-test-resolution 224
-fixres advise --train-resolution 224 --images-per-second 900 --max-milliseconds 2
+    fixres advise --train-resolution 224 --model resnet50
+    fixres advise --train-resolution 224 --images FOLDER --wanted-test-resolution 224
+    fixres advise --train-resolution 224 --images-per-second 900 --max-milliseconds 2
+
+Nothing is run: it is arithmetic on the sizes of crops.
 """
 
 import argparse

@@ -1,8 +1,12 @@
 """Bring torch weights in, take a network back to torch, or list released weights.
 
-fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
-fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors
-fixres convert --list
+    fixres convert resnet50 weights.pth OUT               # torch's, timm's or the FixRes authors' file
+    fixres convert hf:timm/resnet50.a1_in1k OUT
+    fixres convert --to-torch runs/adapted adapted.pth    # or .safetensors, or a folder for timm
+    fixres convert --to-jax adapted.safetensors OUT       # a program of jax.export, for those without this package
+    fixres convert --list
+
+OUT is a folder that every command and config takes as a network.
 """
 
 import argparse
@@ -66,7 +70,7 @@ def _export(run: str, out: str) -> str:
     """Write the network of a run as a torch file, or as a folder for timm; return what to tell."""
     if '://' in out:
         raise UsageError(f'Torch files are written to a local or mounted folder, not to {out}: copy them after.')
-    loaded = network.load(run)
+    loaded = _load(run)
     state_dict = torch_weights.to_torch(loaded.variables, loaded.model)
     told = f'{out} holds the {loaded.about["architecture"]} of {run}: {len(state_dict)} arrays.'
     if Path(out).suffix:
@@ -79,9 +83,16 @@ def _export(run: str, out: str) -> str:
     return told
 
 
+def _load(path: str) -> network.Network:
+    """Return the network of a run, or of a file that this program wrote."""
+    return (
+        network.load(path) if Path(path).suffix not in ('.safetensors', *state_dicts.PICKLES) else imports.read(path)[0]
+    )
+
+
 def _program(run: str, out: str, resolution: int | None) -> str:
     """Write the network of a run as a program of jax.export; return what to tell."""
-    loaded = network.load(run)
+    loaded = _load(run)
     resolution = resolution or loaded.about.get('test_resolution') or loaded.about['train_resolution']
     portable.save(out, loaded, resolution)
     return (

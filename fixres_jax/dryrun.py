@@ -6,8 +6,10 @@
 
 TPU programs come from the real TPU compiler, which the PyPI package libtpu holds; no TPU is needed. Programs for H100
 GPUs come from the compiler in the CUDA build of jax; no GPU is needed. `--devices` compiles for that many virtual CPU
-devices. The modules that import jax are imported late: the environment is set before.
+devices.
 """
+
+# The modules that import jax are imported late: the environment is set before.
 
 import dataclasses
 import functools

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 
 from fixres_jax.core import command, progress
-from fixres_jax.core.resolution import Resolution
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -23,7 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     add('data', metavar='DATA')
     add(
         '--resolutions',
-        type=Resolution.parse,
+        type=command.pixels,
         metavar='PIXELS',
         nargs='+',
         default=(),
@@ -44,14 +43,16 @@ def _main(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     progress.show_log()
     from fixres_jax import library
+    from fixres_jax.machines import compilation
 
-    table = library.evaluate(
-        {name: library.named(name) for name in arguments.networks},
-        arguments.data,
-        arguments.resolutions,
-        crop_fractions=arguments.crop_fractions,
-        batch_size=arguments.batch_size,
-    )
+    with progress.Activity('evaluate'), compilation.told():
+        table = library.evaluate(
+            {name: library.named(name) for name in arguments.networks},
+            arguments.data,
+            arguments.resolutions,
+            crop_fractions=arguments.crop_fractions,
+            batch_size=arguments.batch_size,
+        )
     print(table)
     if arguments.csv:
         table.to_csv(arguments.csv)

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from fixres_jax.core import command, progress
 from fixres_jax.core.errors import UsageError
-from fixres_jax.core.resolution import Resolution
 
 SCORE = 'score'
 
@@ -24,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.Parser('python -m fixres_jax.extract', describe=__doc__)
     add = parser.add_argument
     add('arguments', metavar='NETWORK IMAGES OUT', nargs='+', help='or: score DIR [DIR]')
-    add('--resolution', type=Resolution.parse, metavar='PIXELS', help="pixels; default: the network's own")
+    add('--resolution', type=command.pixels, metavar='PIXELS', help="pixels; default: the network's own")
     add('--flip', action='store_true', help='average with the mirror images')
     add('--batch-size', type=int, default=0, help='images at once; default: what suits the devices')
     return parser
@@ -51,10 +50,12 @@ def _extract(arguments: argparse.Namespace, name: str, images: Sequence[str], ou
     folder = command.empty_folder(out)
     progress.show_log()
     from fixres_jax import library  # it imports jax, which help needs not
+    from fixres_jax.machines import compilation
 
     net = library.named(name)
     how = {'resolution': arguments.resolution, 'flip': arguments.flip, 'batch_size': arguments.batch_size}
-    told = net.extract(images[0] if len(images) == 1 else images, folder, **how)
+    with progress.Activity('extract'), compilation.told():
+        told = net.extract(images[0] if len(images) == 1 else images, folder, **how)
     print(f'{out} holds what {name} says of {told["count"]:,} images at {told["resolution"]}.')
     if not told['labelled']:
         print('Their labels are unknown: there is no labels.npy, and no accuracy.')

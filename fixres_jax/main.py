@@ -5,8 +5,10 @@
     python -m fixres_jax.main --config configs/resnet50.py --workdir DIR [--config.field=value ...]
 
 A config is a file, or the name of one that comes with the program. A run that was stopped goes on when the same command
-is given again. The modules that import jax are imported late: processes that read images import this file too.
+is given again.
 """
+
+# The modules that import jax are imported late: processes that read images import this file too.
 
 import os
 import sys

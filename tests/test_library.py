@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import re
 import subprocess
 import sys
 
@@ -154,6 +155,33 @@ def test_wrong_input_is_told_in_one_line(call, expected, nets, tiny_folder):
     assert '\n' not in str(error.value)
 
 
+BAD = [
+    ('adapt {network} {val}/ant --resolution 48 --out {new}', 2, r'holds no class folders'),
+    ('adapt {network} {data} --resolution big --out {new}', 2, r"'big' is no size: expected pixels"),
+    ('adapt {network} {data} --out {network}', 2, r'is there already: give another place with --out'),
+    ('adapt toy=/nowhere.pth {data} --out {new}', 2, r'There is no weight file /nowhere.pth'),
+    ('evaluate {network} {data} --resolutions 48 --csv', 2, r'argument --csv: expected one argument'),
+    ('evaluate {network} {val}/ant', 2, r'holds no class folders'),
+    ('evaluate {new} {data}', 2, r'holds no network'),
+    ('predict {network} {text}', 1, r'Image 0, .*text.jpg, cannot be decoded: it is in no image format'),
+    ('predict {network} {text} --top 0', 2, r'--top=0: expected 1 or more'),
+    ('predict {network} {empty}', 2, r'holds no images'),
+    ('extract {network} {val} {val}', 2, r'is not an empty folder: choose another one'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('line, code, expected', BAD, ids=[line for line, _, _ in BAD])
+def test_a_wrong_command_line_is_one_line(line, code, expected, saved, tiny_folder, tmp_path, capfd):
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'text.jpg').write_text('no picture')
+    here = {'empty': tmp_path / 'empty', 'text': tmp_path / 'text.jpg', 'new': tmp_path / 'new'}
+    places = here | {'network': saved / 'network', 'data': tiny_folder, 'val': tiny_folder / 'val'}
+    name, *arguments = line.format(**places).split()
+    assert command(name, *arguments) == code
+    lines = [one for one in capfd.readouterr().err.splitlines() if one.startswith('fixres_jax: ')]
+    assert len(lines) == 1 and re.search(expected, lines[0]), lines
+
+
 def command(name, *arguments):
     return importlib.import_module(f'fixres_jax.{name}').main([str(argument) for argument in arguments])
 
@@ -171,6 +199,8 @@ def test_predict_from_the_command_line(saved, tiny_folder, tmp_path, capsys):
     assert command('predict', saved / 'adapted.safetensors', *images, '--top', 2) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == str(images[0]) and printed[3] == str(images[1]) and len(printed) == 6
+    assert command('predict', saved / 'adapted.safetensors', *images, '--top', 9) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 * (1 + len(CLASSES))
     assert command('predict', saved / 'adapted.safetensors', images[0].parent, '--csv', tmp_path / 'p.csv') == 0
     with open(tmp_path / 'p.csv') as file:
         assert len(list(csv.DictReader(file))) == 6 * 4

@@ -275,7 +275,7 @@ def test_a_network_that_names_no_classes_goes_by_their_number(config, variables,
     fields = {'init_from': str(tmp_path / 'imported'), 'task': 'evaluate'}
     backwards = make(copy(config, **fields, data__classes=tuple(reversed(CLASSES))))
     assert backwards.images.test.class_names == tuple(reversed(CLASSES)) and backwards.present is None
-    with pytest.raises(UsageError, match='has 4 classes and the data 3 .*Set model.num_classes=4'):
+    with pytest.raises(UsageError, match='has 4 classes and the data 3 .*reset_head=True .*model.num_classes=4'):
         make(copy(config, **fields, data__classes=('ant', 'bee', 'cat')))
 
 

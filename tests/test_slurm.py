@@ -139,7 +139,7 @@ def stand_in(slurm, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_is_requeued_when_its_tasks_were_stopped_and_ends_when_they_are_done(stand_in, tmp_path):
-    environment = stand_in('echo "$SLURM_CPUS_PER_TASK cores: $*"; [ "${SLURM_RESTART_COUNT:-0}" = 2 ] || exit 75')
+    environment = stand_in('echo "$SRUN_CPUS_PER_TASK cores: $*"; [ "${SLURM_RESTART_COUNT:-0}" = 2 ] || exit 75')
     options = ('--ntasks=1', '--cpus-per-task=2', 'launch/slurm.sh', '--config.task=train')
     job = submit(environment, tmp_path / 'job.log', *options)
     wait(lambda: show(environment, job)['JobState'] == 'COMPLETED', 300, 'the job to finish')

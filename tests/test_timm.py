@@ -14,6 +14,7 @@ import pytest
 import safetensors
 from PIL import Image
 
+import fixres_jax
 from fixres_jax import convert, models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.data import transforms
@@ -195,6 +196,8 @@ def test_a_repository_comes_in_with_what_it_says_of_itself_and_again_without_a_n
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)  # It does not try five times.
     architecture, path, fields = hub.fetch('timm/resnet18.mine')
     assert (architecture, fields['test_resolution']) == ('resnet18', 288) and Path(path).is_file()
+    net = fixres_jax.load('hf:timm/resnet18.mine')
+    assert (net.resolution, net.class_names) == (288, tuple(NAMES))
     with pytest.raises(UsageError, match=r'not in the local cache, and Hugging Face cannot be reached.*hf download'):
         hub.fetch('timm/resnet18.other')
 

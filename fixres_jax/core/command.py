@@ -10,6 +10,7 @@ from etils import epath
 
 from fixres_jax.core import disk, files
 from fixres_jax.core.errors import RunError, UsageError
+from fixres_jax.core.resolution import Resolution
 
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as shells report a program that SIGINT or SIGPIPE ended
 PROGRAM = 'fixres'  # the console script
@@ -44,6 +45,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UsageError."""
         raise UsageError(f'{message}. See {self.prog} --help.')
+
+
+def pixels(text: str) -> int | Resolution:
+    """Return a resolution of a command line."""
+    try:
+        return Resolution.parse(text)
+    except TypeError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no size: expected pixels, such as 288 or 352x640') from None
 
 
 def empty_folder(path: str) -> epath.Path:

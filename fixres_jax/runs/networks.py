@@ -138,7 +138,7 @@ def _fit(model: Model, given: Variables, s: Settings, num_data_classes: int) -> 
     if bias is not None and len(bias) != model.num_classes:
         raise UsageError(
             f'{s.init_from} has {len(bias)} classes and the data {num_data_classes} (model.num_classes='
-            f'{model.num_classes}). Set model.num_classes={len(bias)} if the first labels mean the same classes, or '
-            'reset_head=True to start a fresh classifier.'
+            f'{model.num_classes}). For other classes give reset_head=True (--reset-head), which starts a fresh '
+            f'classifier; if the first labels mean the same classes, model.num_classes={len(bias)}.'
         )
     raise UsageError(f'{s.init_from} does not fit the network that the config describes:\n{difference.message()}')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export
 
-from fixres_jax.core import files
+from fixres_jax.core import command, files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import EVAL
 from fixres_jax.weights.network import Network
@@ -53,9 +53,7 @@ def save(directory: epath.PathLike, network: Network, resolution: Any) -> None:
     Raises:
       UsageError: as `to_bytes`, or for a folder that is not empty.
     """
-    directory = files.reachable(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UsageError(f'{directory} is not an empty folder: choose another one.')
+    directory = command.empty_folder(str(directory))
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     program = to_bytes(network, height, width)
     directory.mkdir(parents=True, exist_ok=True)

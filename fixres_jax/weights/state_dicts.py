@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from fixres_jax.core import files
+from fixres_jax.core import command, files
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.weights import timm_config
@@ -91,9 +91,7 @@ def save_folder(folder: str | Path, state_dict: Mapping[str, np.ndarray], metada
     Raises:
       UsageError: for a folder that is not empty.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f'{folder} is not an empty folder: choose another one.')
+    folder = Path(command.empty_folder(str(folder)))
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / timm_config.WEIGHTS[0], state_dict, metadata)
     files.write_json(folder / timm_config.CONFIG, timm_config.to_timm(metadata))
