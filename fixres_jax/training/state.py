@@ -89,11 +89,11 @@ def create(
     says whether an average of the parameters is kept.
     """
 
-    def make(given):
+    def initial_state(given):
         return from_variables(model.init(key) if given is None else given, tx, trainable, averages)
 
-    shardings = sharding.place(jax.eval_shape(make, variables), mesh, layout)
-    return jax.jit(make, out_shardings=shardings)(variables)
+    shardings = sharding.place(jax.eval_shape(initial_state, variables), mesh, layout)
+    return jax.jit(initial_state, out_shardings=shardings)(variables)
 
 
 def abstract(
