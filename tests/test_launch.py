@@ -250,7 +250,7 @@ def tpu(environment, *arguments):
 
 def ended(process):
     """Return the exit code of a process, and what it printed."""
-    printed = process.communicate(timeout=20)[0]
+    printed = process.communicate(timeout=90)[0]
     return process.returncode, printed
 
 

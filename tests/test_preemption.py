@@ -76,7 +76,7 @@ def test_training_stops_at_the_next_step_with_a_whole_checkpoint(tmp_path, tiny_
     options = (f'--config.data.source={tiny_folder}', *TRAIN, f'--config.data.workers={workers}')
     code, printed = stop(*start(tmp_path / 'run', *options), 'loss', signum)
     assert code == expected and 'The same command goes on from there.' in printed
-    assert len(printed.splitlines()) < 8, printed
+    assert len([line for line in printed.splitlines() if ': compiling ' not in line]) < 8, printed
     step = printed.split('stopped at step ')[1].split()[0]
     assert (tmp_path / 'run' / 'train' / 'checkpoints' / step).is_dir()
     assert checkpoint.load_model(tmp_path / 'run')
