@@ -151,6 +151,7 @@ def train_toy(directory, folder):
     return jax.device_get(network.variables)
 
 
+@pytest.mark.slow
 def test_a_run_with_every_piece_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatch):
     straight = train_toy(tmp_path / 'straight', tiny_folder)
     monkeypatch.setattr(preemption, 'requested', lambda step: step == 3)

@@ -188,6 +188,7 @@ def test_the_whole_recipe(family, tiny_folder, tmp_path, capsys):
     assert convert.main([name, str(tmp_path / 'given.safetensors'), str(tmp_path / 'given'), *sizes]) == 0
 
     config = base.get_config()
+    config.validate_every_epochs = 0.0  # a program less to compile
     config.init_from = str(tmp_path / 'given')
     config.data.source = str(tiny_folder)
     config.train.epochs = 0.0
@@ -218,6 +219,7 @@ def test_fine_tuning_changes_what_the_row_names(family, tiny_folder, tmp_path):
     })  # fmt: skip
     network.save(tmp_path / 'given', weights_in)
     config = base.get_config()
+    config.validate_every_epochs = 0.0  # a program less to compile
     config.task = 'finetune'
     config.init_from = str(tmp_path / 'given')
     config.data.source = str(tiny_folder)
@@ -231,6 +233,7 @@ def test_fine_tuning_changes_what_the_row_names(family, tiny_folder, tmp_path):
 @each_family
 def test_the_dry_run_compiles_a_step_for_devices(family):
     config = base.get_config()
+    config.validate_every_epochs = 0.0  # a program less to compile
     config.model.name, config.train.resolution = family.small, family.recipe[0]
     config.model.width = family.options.get('width', 0)
     config.train.batch_size = config.finetune.batch_size = config.model.bn_group_size = 16

@@ -97,6 +97,7 @@ def test_the_resolution_is_chosen_on_images_that_are_neither_trained_on_nor_test
     assert set.union(*parts) == {str(path) for path in tiny_folder.rglob('*.jpg')}  # 72 files: no two parts share one
 
 
+@pytest.mark.slow
 def test_a_recipe_with_more_classes_than_the_data_names_ends_with_its_report(tiny_folder, tmp_path):
     options = (*SMALL, '--config.model.num_classes=30', '--config.train.lr=0', '--config.train.epochs=1')
     main(tmp_path, f'--config.data.source={tiny_folder}', *options)

@@ -167,6 +167,7 @@ def test_images_that_are_mixed_with_nothing_are_what_the_network_sees_of_uint8()
     assert mixing.make(dataclasses.replace(ALL, erasing=0.0, probability=0.0), mean, std, 4) is None
 
 
+@pytest.mark.slow
 def test_steps_depend_on_neither_the_devices_nor_the_parts_of_a_batch():
     model = make_toy(CLASSES, bn_group_size=8)
     change = mixing.make(ALL, model.module.mean, model.module.std, 8)

@@ -29,6 +29,7 @@ def data(tmp_path, tiny_folder):
 @pytest.fixture
 def config(data):
     c = base.get_config()
+    c.validate_every_epochs = 0.0  # a program less to compile
     c.model.update(name='resnet18', width=8, bn_group_size=16)
     c.data.update(source=str(data), held_out_fraction=0.25)
     c.train.update(resolution=32, batch_size=16, epochs=1.0)
@@ -154,6 +155,7 @@ def test_weights_without_a_record_may_have_seen_everything(config, variables, tm
     assert [record and record['selection']['seed'] for record in other] == [None, 0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_images_or_not_at_all(config, data, tmp_path, monkeypatch):
     """Stopped after training, then an image more: the same command says so and does nothing."""
 

@@ -45,6 +45,7 @@ def converted(state_dict, tmp_path):
 @pytest.fixture
 def config(tiny_folder):
     c = base.get_config()
+    c.validate_every_epochs = 0.0  # a program less to compile
     c.data.source = str(tiny_folder)
     c.data.held_out_fraction = 0.25
     c.train.resolution = 20

@@ -71,6 +71,7 @@ def test_it_is_the_accuracy_of_each_epoch_and_disturbs_nothing(
     assert progress.going_on() == ''
 
 
+@pytest.mark.slow
 def test_a_notice_during_a_validation_saves_the_step_and_the_run_goes_on_to_the_same_bits(
     tmp_path, tiny_folder, validate, monkeypatch, without
 ):

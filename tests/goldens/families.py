@@ -51,7 +51,6 @@ FAMILIES = {
         'tf_efficientnet_lite0',
         ('tf_efficientnet_lite0', 'efficientnet_b0'),
         {'width': 8},
-        quick=True,
     ),
     'efficientnetv2': Family('efficientnetv2', 'tf_efficientnetv2_b0', ('tf_efficientnetv2_b0',), {'width': 8}),
     'mobilenetv2': Family('mobilenetv2', 'mobilenetv2_100', (), {'width': 8}),
