@@ -244,13 +244,19 @@ while true; do sleep 0.1; done
 def tpu(environment, *arguments):
     command = ['bash', str(LAUNCH / 'tpu.sh'), arguments[0], 'name', 'zone', *arguments[1:]]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests under nohup ignore it
     )
 
 
 def ended(process):
     """Return the exit code of a process, and what it printed."""
-    printed = process.communicate(timeout=90)[0]
+    printed = process.communicate(timeout=60)[0]
     return process.returncode, printed
 
 
