@@ -1,5 +1,6 @@
 """The ground every test stands on: eight virtual devices, strict numerics, and small sets of images."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,17 @@ flags.FLAGS.mark_as_parsed()  # grain's worker processes read flags.
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get('FIXRES_TEST_DATA') or ROOT.parent / 'shared' / 'data')
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """Leave the logs as each test finds them: a command sets them up for its whole process."""
+    ours, *_ = logs = [logging.getLogger(name) for name in ('fixres_jax', None, 'jax._src.xla_bridge')]
+    handlers, propagate, levels = ours.handlers, ours.propagate, [log.level for log in logs]
+    yield
+    ours.handlers, ours.propagate = handlers, propagate
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
 
 
 def _photographs(name: str) -> Path:

@@ -117,6 +117,7 @@ def test_a_small_slice_with_the_tpu_compiler(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
+@pytest.mark.slow
 def test_on_a_tpu_the_gradients_of_all_parts_cross_the_links_once(tmp_path):
     options = ['--topology=v5e:2x2', '--steps=train', '--config.train.accumulate_steps=2']
     dry_run(tmp_path, *options, f'--json={tmp_path}/out.json')

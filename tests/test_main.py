@@ -206,6 +206,7 @@ def test_report_html_stands_alone(finished):
     assert report['environment']['command'].split()[0] in page and 'train.lr = 0.1' in page
 
 
+@pytest.mark.slow
 def test_a_network_that_comes_trained_goes_through_the_recipe(finished, tiny_folder, tmp_path):
     workdir, _ = finished
     options = (*SMALL, f'--config.init_from={workdir / "train"}', '--config.train.epochs=0')

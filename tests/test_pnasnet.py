@@ -33,7 +33,8 @@ def images_of(size):
 SLOW = pytest.mark.slow  # most of a minute each, of compiling
 
 
-@pytest.mark.parametrize('size', [64, pytest.param(75, marks=SLOW), pytest.param(96, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize('size', [64, 75, 96])
 def test_cadenes_padding_is_that_of_its_own_network(size):
     pytest.importorskip('torchvision_cpu', exc_type=ImportError)
     pytest.importorskip('timm', exc_type=ImportError)

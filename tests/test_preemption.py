@@ -113,6 +113,7 @@ def test_a_second_interrupt_ends_the_process_at_once(tmp_path, tiny_folder):
     assert code == 130 and 'interrupted a second time' in printed
 
 
+@pytest.mark.slow
 def test_images_that_never_come_do_not_hold_up_the_end(tmp_path, tiny_folder):
     shutil.copytree(tiny_folder, tmp_path / 'data')
     images = sorted((tmp_path / 'data' / 'train').rglob('*.jpg'))

@@ -78,7 +78,9 @@ def differences(variables, model, keys, golden):
     return dict(zip(keys, np.abs(found - golden).max(1) / golden[:, 0], strict=True))
 
 
-@pytest.mark.parametrize('name', weights.TRAINED)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=[] if name == 'resnet18' else [pytest.mark.slow]) for name in weights.TRAINED]
+)
 def test_training_steps_are_torchs(name):
     before, after = steps(name, weights.smooth_weight, trainable='.*', mode=TRAIN, **weights.TRAIN)
     model = models.create(name, weights.CLASSES)

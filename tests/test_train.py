@@ -108,7 +108,7 @@ def test_fine_tuning_has_no_backward_pass_through_the_trunk(mesh):
     assert count_convolutions('.*', models.TRAIN) > 45
 
 
-@pytest.mark.parametrize('count', [1, 4])
+@pytest.mark.parametrize('count', [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_devices_takes_the_same_steps(from_scratch, count):
     _, many, many_losses = from_scratch
     _, few, few_losses = steps(sharding.make_mesh(jax.devices()[:count]), '.*', models.TRAIN)
@@ -175,7 +175,7 @@ def steps_logged(directory):
     return [json.loads(line)['step'] for line in (directory / 'metrics.jsonl').read_text().splitlines()]
 
 
-@pytest.mark.parametrize('stop_at', [1, 4])
+@pytest.mark.parametrize('stop_at', [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_told_to_stop_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatch, stop_at):
     straight, info = run(tmp_path / 'straight', tiny_folder)
     assert info['num_steps'] == 6 and info['images_seen'] == 96
