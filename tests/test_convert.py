@@ -525,7 +525,8 @@ def test_networks_of_torchvision_come_in_under_their_own_names(name, padding):
     model = models.create(name, 10, **({'padding': padding} if padding else {}))
     state_dict = {key: weights.weight(key, tuple(value.shape)) for key, value in theirs.state_dict().items()}
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state_dict.items()})
-    variables = torch_weights.from_torch(lineages.to_timm(state_dict, name), model)
+    shuffled = {key: state_dict[key] for key in sorted(state_dict)}  # as files of safetensors may be
+    variables = torch_weights.from_torch(lineages.to_timm(shuffled, name), model)
     size = 224 if 'vit' in name else 65
     images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
@@ -533,6 +534,19 @@ def test_networks_of_torchvision_come_in_under_their_own_names(name, padding):
     logits, _ = jax.jit(lambda images: model.apply(variables, images, models.EVAL))(images)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert np.ptp(expected) > 1e-3
+
+
+def test_a_file_of_torchvision_brings_its_padding_and_mean_whatever_it_is_called(tmp_path, capsys):
+    pytest.importorskip('torchvision_cpu', exc_type=ImportError)
+    torchvision = pytest.importorskip('torchvision', exc_type=ImportError)
+    theirs = torchvision.models.mobilenet_v3_large(num_classes=3).state_dict()
+    state_dicts.save(tmp_path / 'x.safetensors', {key: value.numpy() for key, value in theirs.items()}, {})
+    assert run('tf_mobilenetv3_large_100', tmp_path / 'x.safetensors', tmp_path / 'out') == 0
+    about = network.load(tmp_path / 'out').about
+    assert about['padding'] == 'symmetric' and about['mean'] == [0.485, 0.456, 0.406]
+    assert run('mobilenetv3_large_100', tmp_path / 'x.safetensors', tmp_path / 'no') == 2
+    told = "none of its networks is a mobilenetv3_large_100. Did you mean 'tf_mobilenetv3_large_100'?"
+    assert told in capsys.readouterr().err
 
 
 def test_a_stem_of_a_width_that_no_network_can_have_fits_none():

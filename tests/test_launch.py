@@ -242,7 +242,9 @@ while true; do sleep 0.1; done
 
 
 def tpu(environment, *arguments):
-    command = ['bash', str(LAUNCH / 'tpu.sh'), arguments[0], 'name', 'zone', *arguments[1:]]
+    # Tests under nohup ignore the signal, and so would the script.
+    script = ['env', '--default-signal=HUP', 'bash', str(LAUNCH / 'tpu.sh')]
+    command = [*script, arguments[0], 'name', 'zone', *arguments[1:]]
     return subprocess.Popen(
         command,
         env=environment,
@@ -250,7 +252,6 @@ def tpu(environment, *arguments):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # tests under nohup ignore it
     )
 
 

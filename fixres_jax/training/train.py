@@ -170,7 +170,6 @@ def run(
             repeats=how.repeats,
         )
         stack.enter_context(contextlib.closing(batches))  # They are read while the state is restored or drawn.
-        # 1. The run's own last checkpoint, 2. the network given, 3. random variables.
         if goes_on:
             start = state.from_items(checkpoints.restore(blank.items, first))
             log.info('%s goes on from step %d of %d.', title, first, num_steps)
@@ -178,14 +177,8 @@ def run(
             log.info('%s: %s', title, describe(how, len(source)))
             for step, size in sizes.items():
                 log.info('%s: images of %d pixels from step %d on.', title, size, step)
-            start = state.create(
-                network.model,
-                tx,
-                how.trainable,
-                key=jax.random.key(seed),
-                variables=network.variables,
-                **kept,
-            )
+            made = {'key': jax.random.key(seed), 'variables': network.variables} | kept
+            start = state.create(network.model, tx, how.trainable, **made)
         write_metadata(writing.directory, dict(network.about))
         if sizes and first < num_steps:
             ahead = [pace.resolution(first), *(size for step, size in sizes.items() if step > first)]

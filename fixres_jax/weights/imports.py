@@ -55,7 +55,10 @@ def read(
     state_dict, metadata = state_dicts.load(path, ema=ema)
     releases.refuse_look_alike(metadata.get('architecture', ''))
     name = name or (found.architecture if found else _name_in(metadata, path))
-    whole, state_dict = len(state_dict), lineages.to_timm(state_dict, name)
+    like = releases.of_torchvision(name) if not found and lineages.is_torchvisions(state_dict) else found
+    only = lineages.TRAINING_ONLY.get(name)
+    left = sum(bool(only) and key.startswith(only) for key in state_dict)
+    state_dict = lineages.to_timm(state_dict, name)
     if found and found.background:
         state_dict = lineages.without_background(state_dict, name)
     in_file = torch_weights.options_of(state_dict, name)
@@ -65,18 +68,19 @@ def read(
         raise UsageError(f'{path} has no classifier: give --num-classes, and it starts afresh.')
     reset_head = reset_head or num_classes != in_file.get('num_classes')
     width = options.get('width') or in_file.get('width') or models.find(name).width
-    kept = _options(name, options.get('padding') or (found.padding if found else ''))
+    kept = _options(name, options.get('padding') or (like.padding if like else ''))
     model = models.create(name, num_classes, width=width, **kept)
     variables = torch_weights.from_torch(state_dict, model, reset_head=reset_head)
-    metadata = usual(models.find(name)) | metadata | (found.metadata() if found else {}) | dict(about or {})
+    channels = {'mean': list(like.mean), 'std': list(like.std)} if like and like.mean else {}
+    metadata = usual(models.find(name)) | channels | metadata | (found.metadata() if found else {}) | dict(about or {})
     metadata.pop('trained_on', None)  # Nobody knows what happened to the weights outside.
     if reset_head:
         metadata.pop('class_names', None)
     metadata |= {'version': __version__, 'architecture': name, 'width': width, 'num_classes': num_classes} | kept
     metadata |= {'source_file': Path(path).name, 'source_sha256': _sha256(path)}
     notes = [f'The classifier starts afresh with {num_classes} classes.'] if reset_head else []
-    if left := whole - len(state_dict):
-        notes.append(f'{left} arrays of {lineages.TRAINING_ONLY[name]}* are left out: they serve training alone.')
+    if left:
+        notes.append(f'{left} arrays of {only}* are left out: they serve training alone.')
     return Network(model, variables, metadata), notes
 
 

@@ -31,6 +31,11 @@ def to_timm(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return kept
 
 
+def is_torchvisions(state_dict: Mapping[str, Any]) -> bool:
+    """Return whether the names are torchvision's, where those differ from timm's as what is computed may."""
+    return any(LINEAGES[marker] in (_vit, _in_order) for marker in LINEAGES if marker in state_dict)
+
+
 def without_background(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return a state_dict without the first class of its classifier, if that is one more than ImageNet's.
 
@@ -193,18 +198,27 @@ def _vit(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
     return _substitute(state_dict, _VIT)
 
 
+# Parts of torchvision's names that come before their neighbours; the others follow by number or alphabet.
+_FIRST = ('features', 'layer_scale', 'weight')
+
+
+def _place(key: str) -> list[tuple[bool, int, str]]:
+    """Return what puts torchvision's names into the order of its layers: files may have them in another."""
+    return [(part not in _FIRST, int(part) if part.isdigit() else 0, part) for part in key.split('.')]
+
+
 def _in_order(state_dict: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Rename by place: torchvision registers the same layers in the same order, in one list without names.
+    """Rename by place: torchvision has the same layers in the same order, in one list without names.
 
     What is a linear layer or has axes of size one there, and is a convolution or has none here, gets the shape of here.
     """
     model = models.create(name)
     here, names = torch_weights.torch_shapes(model), torch_weights.torch_names(model)
-    arrays = {key: array for key, array in state_dict.items() if not key.endswith(torch_weights.COUNTER)}
+    arrays = [state_dict[key] for key in sorted(state_dict, key=_place) if not key.endswith(torch_weights.COUNTER)]
     if len(names) != len(arrays):
         raise UsageError(f'The weights have {len(arrays)} arrays, and a {name} has {len(names)}: name another network.')
     renamed = {}
-    for key, array in zip(names, arrays.values(), strict=True):
+    for key, array in zip(names, arrays, strict=True):
         wanted = here[key].shape
         same = array.ndim != len(wanted) and [n for n in array.shape if n != 1] == [n for n in wanted if n != 1]
         renamed[key] = array.reshape(wanted) if same else array

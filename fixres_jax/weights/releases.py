@@ -232,6 +232,20 @@ def find(name: str, path: str) -> Release | None:
     return known[name]
 
 
+def of_torchvision(name: str) -> Release:
+    """Return a release of torchvision of an architecture, for what all of them share: padding, mean and std.
+
+    Raises:
+      UsageError: for an architecture that torchvision has not, or that adds another epsilon in BatchNorm there.
+    """
+    known = {release.architecture: release for release in RELEASES if release.name.startswith('torchvision/')}
+    if name not in known:
+        raise UsageError(
+            f"These weights are torchvision's, and none of its networks is a {name}.{nearest(name, known)}"
+        )
+    return known[name]
+
+
 def refuse_look_alike(text: str) -> None:
     """Refuse a network that has the arrays of one of ours and computes something else.
 

@@ -2,8 +2,9 @@
 
 # Name, architecture, file, resolution of training and of the test, side that is resized for the test (pixels),
 # interpolation, top-1 (percent). Source: the meta and the transforms of the weights in torchvision 0.28; of sizes of
-# training below those of the test: https://github.com/pytorch/vision/issues/3995, pull request 5935 (resnext101_64x4d),
-# and the README of references/classification.
+# training below those of the test: https://github.com/pytorch/vision/issues/3995, pull requests 5935 (resnext101_64x4d)
+# and 5560 (mobilenet_v2). Those of efficientnet_b1.v2, EfficientNetV2, mobilenet_v3_large.v2 and ConvNeXt have not been
+# compared with the README of references/classification, which says them.
 ROWS = (
     ('resnet18.v1', 'resnet18', 'resnet18-f37072fd.pth', 224, 224, 256, 'bilinear', 69.758),
     ('resnet34.v1', 'resnet34', 'resnet34-b627a593.pth', 224, 224, 256, 'bilinear', 73.314),
