@@ -128,7 +128,7 @@ def test_images_without_labels(tiny_folder, odd_images):
 WRONG = [
     (lambda a: (a, [0, 1]), r'labels of shape \(2,\) do not fit 4 images'),
     (lambda a: (a, [0.5] * 4), r'labels are float64: expected whole numbers'),
-    (lambda a: (a, [0, 1, 2, -4]), r'labels go from -4 to 2'),
+    (lambda a: (a, [0, 1, 2, -1]), r'labels go from -1 to 2'),
     (lambda a: (a[0], [0]), r'images have shape \(24, 24, 3\): expected uint8\[N, height, width, 3\]'),
     (lambda a: {'train': 1, 'test': 2}, r'data is dict with train, test: give one of its parts'),
     (lambda a: 3, r'data is int: expected a folder'),

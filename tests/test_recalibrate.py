@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fixres_jax import models, recalibrate
-from fixres_jax.adaptation import recalibration
+from fixres_jax.adaptation import recalibration, statistics
 from fixres_jax.core import trees
 from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.machines import sharding
@@ -61,14 +61,14 @@ def test_each_layer_holds_the_moments_of_its_real_inputs_over_all_images(trained
     feed = Feed(runtime, 20, 'recalibrate')  # 48 images in batches of 16
     result = recalibration.recalibrate(trained, source, TEST, feed, batch_norm=regex)
     images = np.concatenate([b['image'][0] for b in pipeline.eval_batches(source, {0: TEST}, batch_size=16)])
-    statistics = trees.flatten(jax.device_get(result.variables['batch_stats']))
+    stored = trees.flatten(jax.device_get(result.variables['batch_stats']))
     found = {layer: moments for layer, moments in inputs_of(result, images).items() if re.fullmatch(regex, layer)}
     assert len(found) == count
     for layer, (mean, var) in found.items():
-        np.testing.assert_allclose(statistics[f'{layer}/mean'], mean, rtol=2e-4, atol=2e-5, err_msg=layer)
-        np.testing.assert_allclose(statistics[f'{layer}/var'], var, rtol=2e-4, atol=2e-5, err_msg=layer)
+        np.testing.assert_allclose(stored[f'{layer}/mean'], mean, rtol=2e-4, atol=2e-5, err_msg=layer)
+        np.testing.assert_allclose(stored[f'{layer}/var'], var, rtol=2e-4, atol=2e-5, err_msg=layer)
     old = trees.flatten(jax.device_get(trained.variables['batch_stats']))
-    changed = {name for name in old if not np.allclose(old[name], statistics[name], rtol=0.05)}
+    changed = {name for name in old if not np.allclose(old[name], stored[name], rtol=0.05)}
     assert changed == {f'{layer}/{name}' for layer in found for name in ('mean', 'var')}
 
 
@@ -86,6 +86,21 @@ def test_one_pass_is_exact_for_the_first_layer_and_near_for_the_others(trained, 
     np.testing.assert_allclose(at_once[name], exact[name], rtol=0.2)
     untouched = 'batch_stats/layer4/1/bn2/var'
     np.testing.assert_array_equal(exact[untouched], trees.flatten(trained.variables)[untouched])
+
+
+@pytest.mark.parametrize('at_once', [True, False])
+def test_one_pass_takes_the_images_of_a_folder_in_random_order(trained, runtime, tiny_folder, monkeypatch, at_once):
+    measure, given = statistics.measure, []
+
+    def watched(network, source, *args, **options):
+        given.extend(source.name(number) for number in range(len(source)))
+        return measure(network, source, *args, **options)
+
+    monkeypatch.setattr(recalibration.statistics, 'measure', watched)
+    source = sources.create(tiny_folder, 'train')
+    names = [source.name(number) for number in range(len(source))]
+    recalibration.recalibrate(trained, source, TEST, Feed(runtime, 16, ''), batch_norm='bn1', at_once=at_once)
+    assert (given != names) == at_once and sorted(given) == sorted(names)
 
 
 def test_statistics_of_training_images_are_of_their_augmentation(trained, runtime, tiny_folder):

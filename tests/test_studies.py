@@ -17,7 +17,7 @@ from fixres_jax.data.sources import Splits
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
-from fixres_jax.studies import ablation, sizes
+from fixres_jax.studies import ablation, advice, sizes
 from fixres_jax.studies.study import Pair, Subject
 from fixres_jax.training.train import Writing
 from fixres_jax.weights.network import Network
@@ -123,6 +123,7 @@ def test_the_cost_of_a_size_is_that_of_its_pixels(subject):
     small, large = numbers['rows']
     assert (small['resolution'], large['resolution'], numbers['batch_size']) == (32, 48, 24)
     assert large['gflop'] / small['gflop'] == pytest.approx((48 / 32) ** 2, rel=0.6)  # the borders are padding
+    assert small['gflop'] * 1e9 == advice.flops(subject.networks.before.model, (32,))[32] > 1e6
     assert small['milliseconds'] > 0
     header, rows = studies.STUDIES['cost'].table(numbers)
     assert '2 per multiply-add' in header[1] and '(1.00 of that at 32)' in rows[0][1]
