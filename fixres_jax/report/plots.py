@@ -37,7 +37,10 @@ class Against:
 AGAINST = {
     'accuracy': Against('resolution', 'test resolution (pixels)', ticks=True),
     'accuracy_gflop': Against('gflop', caption='Top-1 against operations; test resolutions above the points.'),
-    'accuracy_milliseconds': Against('milliseconds', caption='Top-1 against time; test resolutions above the points.'),
+    'accuracy_milliseconds': Against(
+        'milliseconds',
+        caption='Top-1 against time; test sizes above the points. A curve turns back where a larger size is faster.',
+    ),
 }
 
 
