@@ -84,6 +84,36 @@ def test_a_kernel_may_be_oblong_and_have_a_bias():
     np.testing.assert_allclose(found, expected + bias.reshape(1, 1, 1, 3), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ('shape', 'side', 'stride', 'groups'),
+    [((2, 2, 2, 8), 3, 1, 1), ((2, 4, 4, 8), 3, 2, 1), ((2, 1, 2, 8), 3, 1, 4), ((2, 3, 4, 8), 5, 2, 2)],
+)
+def test_a_map_smaller_than_the_window_is_convolved_alike_and_without_xlas_slow_program_on_cpu(
+    shape, side, stride, groups
+):
+    layer = layers.Conv(12, side, stride, groups, padding=layers.symmetric)
+    x, kernel = draw(*shape), draw(side, side, shape[-1] // groups, 12, seed=1)
+
+    def ours(x, kernel):
+        return layer.apply({'params': {'kernel': kernel}}, x)
+
+    def xlas(x, kernel):
+        pads = ((side // 2, side // 2),) * 2
+        return lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=DIMENSIONS, feature_group_count=groups
+        )
+
+    found, pull = jax.vjp(ours, x, kernel)
+    expected, pull_expected = jax.vjp(xlas, x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    gradient = draw(*found.shape, seed=2)
+    for got, wanted in zip(pull(gradient), pull_expected(gradient), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    lowered = jax.jit(lambda *a: jax.vjp(ours, *a[:2])[1](a[2])).trace(x, kernel, gradient)
+    for platform, there in {'cpu': False, 'tpu': True, 'cuda': True}.items():
+        assert ('convolution' in lowered.lower(lowering_platforms=(platform,)).as_text()) == there
+
+
 def test_an_image_too_small_for_a_window_is_refused():
     with pytest.raises(UsageError, match='4x9 pixels has reached a window of 7x7'):
         layers.Conv(3, 7, padding=layers.valid).init(jax.random.key(0), jnp.zeros((1, 4, 9, 3)))
