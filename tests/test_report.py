@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from fixres_jax.core import figures
-from fixres_jax.report import environment, findings, html, markdown, plots, report
+from fixres_jax.report import environment, findings, html, markdown, plots, published, report
 
 SIZES = (48, 64)
 
@@ -54,7 +54,7 @@ def test_a_training_size_that_was_kept_is_no_gain_of_resolution(found):
     assert said.startswith('No larger resolution was better') and 'The rest' not in said and 'larger size' not in said
 
 
-def made(chosen=64, num_classes=4, **kept_old):
+def made(chosen=64, num_classes=4, published=None, **kept_old):
     """Return a report of 60 test images; `adapt=True` or `control=True` where that adaptation was rejected."""
     right = {('before', 48): 30, ('before', 64): 33, ('after', 48): 28, ('after', 64): 39, ('control', 48): 31}
     if kept_old.get('adapt'):
@@ -88,7 +88,20 @@ def made(chosen=64, num_classes=4, **kept_old):
         config={'model': {'name': 'resnet18'}},
         environment=where,
         cost=cost,
+        published=published,
     )
+
+
+def test_published_figures_stand_beside_those_of_the_run_each_with_its_conditions(tmp_path):
+    theirs = {'source': 'A <paper>', 'network': 'SENet-154', 'conditions': 'one centre crop', 'baseline': 94.0}
+    value = made(published=theirs | {'adapted': 0.0})
+    _, (other, own) = published.table(value)
+    assert other == ('published', 'SENet-154', '94', 'not published', 'one centre crop')
+    assert own[:4] == ('this run', 'resnet18', '50.00', '65.00') and 'trained at 48' in own[4] and '64' in own[4]
+    for page, source in ((markdown.page, 'A <paper>'), (html.page, 'A &lt;paper&gt;')):
+        text = page(epath.Path(tmp_path), value)
+        assert f'were not repeated here: {source}.' in text and 'not published' in text and 'SENet-154' in text
+        assert 'Published figures' not in page(epath.Path(tmp_path), made())
 
 
 def test_a_rejected_adaptation_is_said_and_is_no_row_and_no_interval():

@@ -9,7 +9,7 @@ from etils import epath
 from fixres_jax import studies
 from fixres_jax.core.figures import DARK_INK, DARK_PAPER, INK, PAPER
 from fixres_jax.core.tables import Table
-from fixres_jax.report import findings, plots
+from fixres_jax.report import findings, plots, published
 from fixres_jax.studies import STUDIES
 
 STYLE = f"""
@@ -60,6 +60,7 @@ def page(workdir: epath.Path, report: dict[str, Any]) -> str:
         _picture(workdir, 'accuracy', findings.curve_sentence(report)),
         _table(findings.curve_table(report)),
         *_costs(workdir, report),
+        *_published(report),
         *_studies(workdir),
         *_section(workdir, 'Training', 'training', 'Loss and top-1 against the step.'),
         '<h2>Cost of this run</h2>',
@@ -89,6 +90,14 @@ def _costs(workdir: epath.Path, report: dict[str, Any]) -> list[str]:
         f'<div class="pair">{"".join(pictures)}</div>',
         _table(STUDIES['cost'].table(report['cost'])),
     ]
+
+
+def _published(report: dict[str, Any]) -> list[str]:
+    """Return the section of others' figures, where the config has some."""
+    if not report['published']:
+        return []
+    sentence = f'<p>{_text(published.sentence(report))}</p>'
+    return ['<h2>Published figures</h2>', sentence, _table(published.table(report))]
 
 
 def _studies(workdir: epath.Path) -> list[str]:
