@@ -120,10 +120,11 @@ def _section(workdir: epath.Path, title: str, name: str, caption: str, wide: boo
 
 
 def _numbers(report: dict[str, Any]) -> str:
-    top5 = findings.says_top5(report)
+    top5, classes = findings.says_top5(report), findings.classes_of_mean(report)
     boxes = [
         f'<div>{_text(label)}, at {point["resolution"]}<b>{point["top1"]:.2f} %</b>'
         f'<small>95 % interval {point["low"]:.2f} to {point["high"]:.2f}<br>'
+        f'{"mean per class {:.2f} %, {:,} classes<br>".format(point["mean_per_class"], classes) if classes else ""}'
         f'{"top-5 {:.2f} %; ".format(point["top5"]) if top5 else ""}{point["count"]:,} images</small></div>'
         for label, point in findings.numbers(report).items()
     ]
