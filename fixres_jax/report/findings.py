@@ -173,9 +173,10 @@ def adaptation_sentence(report: dict[str, Any]) -> str:
     record = report['adaptation']
     if record['kind'] == 'finetune':
         return f'Adapted by SGD fine-tuning through the network, {record["num_steps"]:,} steps.'
+    fitted = f', then the classifier on the embeddings of all {record["images"]:,}'
     text = (
         f'Adapted in one pass: statistics of {", ".join(record["batch_norm"])} from {record["statistics_images"]:,} '
-        f'training images, then the classifier on the embeddings of all {record["images"]:,}; {record["passes"]:.2f} '
+        f'training images{fitted if record["solver"] != "none" else ""}; {record["passes"]:.2f} '
         'passes through the network in all. '
     )
     return f'{text}The classifier: {adapt.describe(record)}.'
