@@ -134,6 +134,10 @@ VALUES = [
     ('--config.adapt.copies=-1', r'adapt.copies=-1: expected 0 or more'),
     ('--config.adapt.cache_gigabytes=-8', r'adapt.cache_gigabytes=-8.0: expected 0 or more'),
     ('--config.analyze.epochs=-1', r'analyze.epochs=-1.0: expected 0 or more'),
+    ('--config.adapt.prior_images=-1', r'adapt.prior_images=-1: expected 0 or more, such as 256'),
+    ("--config.analyze.corruptions=('frost',)", r"analyze.corruptions=\('frost',\): expected names of gaussian_noise"),
+    ('--config.analyze.strengths=(0,)', r'analyze.strengths=\(0,\): expected at least one of 1 to 5'),
+    ('--config.analyze.prior_images=0', r'analyze.prior_images=0: expected 1 or more'),
     ('--config.finetune.lr=-1', r'finetune.lr=-1.0: expected 0 or more'),
     ('--config.finetune.label_smoothing=1', r'finetune.label_smoothing=1.0: expected'),
     # Values that do not fit together, or not what the task needs.
