@@ -157,7 +157,7 @@ VALUES = [
     ('--config.task=evaluate --config.init_from={network} --config.model.width=8 --config.train.resolution=16',
      r'train.resolution=16 is too small for resnet18: expected 32 or more'),
     ('--config.task=analyze',
-     r'study is empty: set --config.study to one of ablation, activations, regions, cost, grid'),
+     r'study is empty: set --config.study to one of ablation, activations, regions, cost, robustness, grid'),
     ('--config.task=analyze --config.study=ablation', r'task=analyze needs a network'),
     ('--config.task=analyze --config.study=grid', r'study=grid needs finished runs: set --config.analyze.runs'),
     ('--config.train.trainable=', r"train.trainable='': expected a regular expression, not empty, such as '.\*'"),
