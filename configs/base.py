@@ -133,6 +133,7 @@ def get_config() -> Config:
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs
     c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all
+    c.adapt.prior_images = 0  # that the old statistics count as, to blend the new ones with them; 0: replace them
     c.adapt.flip = False  # embed the mirror images too
     c.adapt.copies = 0  # augmented copies of each image to embed too: flip, jitter 0.05, horizontally shifted crop
     c.adapt.cache_dtype = 'float32'  # of embeddings: float32, bfloat16
