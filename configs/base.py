@@ -144,6 +144,13 @@ def get_config() -> Config:
     c.extract.split = 'test'  # test, train (what was trained on) or held_out
     c.extract.flip = False  # average the softmax and the embedding with those of the mirror image
 
+    c.published = ConfigDict()  # figures of others on the same images, which the report shows beside those of the run
+    c.published.source = ''  # where they are published; '': there are none
+    c.published.network = ''  # theirs
+    c.published.conditions = ''  # theirs: sizes, crops, training images
+    c.published.baseline = 0.0  # top-1 in percent without the method; 0: not published
+    c.published.adapted = 0.0  # with it; 0: not published
+
     # Of task=analyze: regions, activations, ablation, cost, robustness, grid; a recipe makes it for its report too.
     c.study = ''
     c.analyze = ConfigDict()
