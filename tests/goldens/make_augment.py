@@ -1,7 +1,7 @@
 """Freeze what torchvision's and timm's operations make of images.
 
-`PYTHONPATH=.:tests python tests/goldens/make_augment.py` needs torchvision and timm; the tests that read augment.json do
-not. Pixels are kept as checksums: they must be equal.
+`PYTHONPATH=.:tests python tests/goldens/make_augment.py` needs torchvision and timm; the tests that read augment.json
+do not. Pixels are kept as checksums: they must be equal.
 """
 
 import json
