@@ -13,7 +13,7 @@ from fixres_jax.models import Mode
 from fixres_jax.training import state
 from fixres_jax.training.averaging import Average
 from fixres_jax.training.optimization import make_sgd
-from fixres_jax.training.step import make_train_step
+from fixres_jax.training.step import Procedure, make_train_step
 from fixres_jax.weights.checkpoint import Checkpoints
 from toy import make_toy
 
@@ -78,7 +78,7 @@ def test_a_step_moves_the_average_of_what_trains_and_a_checkpoint_keeps_it_bit_b
     trainable, rng = '(middle|head)/.*', np.random.default_rng(0)
     batch = {'image': rng.integers(0, 256, (8, 12, 12, 3), dtype=np.uint8), 'label': np.arange(8, dtype=np.int32) % 4}
     kept = {'mesh': mesh, 'averages': True}
-    step = make_train_step(model, TX, trainable, Mode('.*'), mesh=mesh, average=average)
+    step = make_train_step(model, TX, trainable, Mode('.*'), mesh=mesh, procedure=Procedure(average=average))
 
     def advance(now, steps):
         for _ in range(steps):

@@ -14,7 +14,7 @@ from fixres_jax.machines import sharding
 from fixres_jax.models.layers import normalize
 from fixres_jax.training import erasing, mixing, state
 from fixres_jax.training.optimization import make_sgd
-from fixres_jax.training.step import make_train_step
+from fixres_jax.training.step import Procedure, make_train_step
 from toy import make_toy
 
 torch = pytest.importorskip('torch')
@@ -192,8 +192,8 @@ def test_steps_depend_on_neither_the_devices_nor_the_parts_of_a_batch():
     def train(devices, parts):
         mesh = sharding.make_mesh(jax.devices()[:devices])
         now = state.create(model, tx, '.*', key=jax.random.key(0), mesh=mesh)
-        options = {'accumulate_steps': parts, 'mix': change, 'objective': losses.Objective('bce', 0.1)}
-        step = make_train_step(model, tx, '.*', models.TRAIN, mesh=mesh, **options)
+        how = Procedure(losses.Objective('bce', 0.1), change, accumulate_steps=parts)
+        step = make_train_step(model, tx, '.*', models.TRAIN, mesh=mesh, procedure=how)
         for _ in range(2):
             now, scalars = step(now, sharding.put(batch, mesh), jax.random.key(1))
         return jax.device_get((now.variables, scalars))
