@@ -133,6 +133,7 @@ def get_config() -> Config:
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs
     c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all
+    c.adapt.prior_images = 0  # that the old statistics count as, to blend the new ones with them; 0: replace them
     c.adapt.flip = False  # embed the mirror images too
     c.adapt.copies = 0  # augmented copies of each image to embed too: flip, jitter 0.05, horizontally shifted crop
     c.adapt.cache_dtype = 'float32'  # of embeddings: float32, bfloat16
@@ -142,6 +143,13 @@ def get_config() -> Config:
     c.extract = ConfigDict()
     c.extract.split = 'test'  # test, train (what was trained on) or held_out
     c.extract.flip = False  # average the softmax and the embedding with those of the mirror image
+
+    c.published = ConfigDict()  # figures of others on the same images, which the report shows beside those of the run
+    c.published.source = ''  # where they are published; '': there are none
+    c.published.network = ''  # theirs
+    c.published.conditions = ''  # theirs: sizes, crops, training images
+    c.published.baseline = 0.0  # top-1 in percent without the method; 0: not published
+    c.published.adapted = 0.0  # with it; 0: not published
 
     c.study = ''  # of task=analyze: regions, activations, ablation, grid
     c.analyze = ConfigDict()

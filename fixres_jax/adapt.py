@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--out', default='adapted.safetensors', help='.safetensors, .pth or a folder; default: adapted.safetensors')
     add('--flip', action='store_true', help='use the mirror images too')
     add('--copies', type=int, default=0, help='augmented copies of each image to use too')
+    add('--prior-images', type=int, default=0, help='that the old statistics count as, to be blended in; default: 0')
     add('--batch-size', type=int, default=0, help='images at once; default: what suits the devices')
     add('--seed', type=int, default=0)
     return parser
@@ -65,7 +66,8 @@ def _main(argv: Sequence[str] | None) -> None:
     from fixres_jax.machines import compilation
     from fixres_jax.runs import alone
 
-    options = {name: getattr(arguments, name) for name in ('flip', 'copies', 'batch_size', 'seed', 'reset_head')}
+    names = ('flip', 'copies', 'prior_images', 'batch_size', 'seed', 'reset_head')
+    options = {name: getattr(arguments, name) for name in names}
     net = library.named(arguments.network)
     with (
         progress.Activity('adapt'),

@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--layers', default='.*', metavar='REGEX', help="BatchNorm layers, such as 'layer4/.*'; all by default")
     add('--one-pass', action='store_true', help='all layers in one pass instead of a pass for each')
     add('--num-images', type=int, default=0, help='a random part of the images; 0: all')
+    add('--prior-images', type=int, default=0, help='that the old statistics count as, to be blended in; default: 0')
     add('--batch-size', type=int, default=256, help='images of a batch')
     add('--threads', type=int, default=4, help='that read images')
     add('--seed', type=int, default=0, help='of that part')
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> None:
     given = _parser().parse_args(argv)
     out = command.empty_folder(given.out)
-    for name, least in (('resolution', 1), ('batch_size', 1), ('num_images', 0), ('threads', 1), ('seed', 0)):
+    lowest = {'resolution': 1, 'batch_size': 1, 'num_images': 0, 'prior_images': 0, 'threads': 1, 'seed': 0}
+    for name, least in lowest.items():
         if getattr(given, name) < least:
             raise UsageError(f'--{name.replace("_", "-")}={getattr(given, name)}: expected {least} or more.')
     loaded = network.load(given.network)
@@ -70,6 +72,7 @@ def _main(argv: Sequence[str] | None) -> None:
         Feed(runtime, given.batch_size, 'recalibrate'),
         batch_norm=given.layers,
         at_once=given.one_pass,
+        prior_images=given.prior_images,
     )
     # Statistics tell of the images, too: a later run must not take them for unseen.
     selection = {'source': given.images, 'train_split': given.split, 'seed': given.seed}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from configs import base, finetune, resnet50, resnet50_ffcv
+from configs import base, finetune, resnet50, resnet50_ffcv, transfer
 from fixres_jax import models
 from fixres_jax.runs import settings
 from fixres_jax.runs.run import default_resolutions
@@ -26,6 +26,8 @@ CONFIGS = [
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
     *(('resnet50_ffcv', variant) for variant in resnet50_ffcv.LARGER_FROM),
     *((name, None) for name in make_configs.RECIPES),
+    *(('transfer', name) for name in transfer.DATASETS),
+    *(('transfer', f'grocery,{model}') for model in ('tf_efficientnet_lite0', 'senet154', 'resnet50_cutmix')),
     *(('finetune', f'{variant}{how}') for variant in finetune.TABLE for how in ('', ',paper')),
 ]
 
@@ -107,6 +109,31 @@ def test_ffcv_trains_every_epoch_at_ffcvs_size_and_rate(epochs, ramp):
 
 def test_finetune_covers_every_model():
     assert {row.get('name', variant) for variant, row in finetune.TABLE.items()} == set(models.ARCHITECTURES)
+
+
+@pytest.mark.parametrize('name', transfer.DATASETS)
+def test_transfer_trains_a_whole_imagenet_network_with_a_fresh_classifier(name):
+    s = settings.read(transfer.get_config(f'{name},inception_resnet_v2'))
+    assert s.reset_head and s.train.trainable == s.train.batch_norm == '.*' and s.train.epochs == 50
+    assert s.train.resolution == 299 and s.control and s.adaptation == 'one_pass' and s.data.held_out_fraction > 0
+    assert bool(s.published.source) == (name != 'folder')
+    if s.published.adapted:
+        _, _, _, _, images, (network, baseline, adapted) = transfer.DATASETS[name]
+        assert (s.published.network, s.published.baseline, s.published.adapted) == (network, baseline, adapted)
+        assert f'{images[1]:,} test images' in s.published.conditions and 'table 3' in s.published.source
+
+
+@pytest.mark.parametrize('variant', ['', 'dogs', 'cars,resnet51', ',resnet50'])
+def test_an_unknown_transfer_is_told_the_known_ones(variant):
+    with pytest.raises(ValueError, match='has no variant .*cars, cub, flowers, pets, birdsnap, grocery, folder'):
+        transfer.get_config(variant)
+
+
+def test_transfer_takes_the_data_sets_of_tensorflow_datasets_that_there_are():
+    tfds = pytest.importorskip('tensorflow_datasets')
+    known = tfds.list_builders(with_community_datasets=False)
+    for name, (source, *_) in transfer.DATASETS.items():
+        assert not source or source.removeprefix('tfds:') in known, name
 
 
 def test_default_resolutions_hold_the_training_size_and_reach_twice_it():

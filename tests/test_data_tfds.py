@@ -60,6 +60,8 @@ def test_records_keep_their_bytes_and_no_tensorflow_is_needed(tiny_folder):
     assert {source[i]['encoded'] for i in range(24)} == {folder[i]['encoded'] for i in range(24)}
     assert source[3]['name'] == 'tfds:tiny_animals/validation[3]'
     assert len(sources.create('tfds:tiny_animals', 'train[:25%]')) == 12
+    both = sources.create('tfds:tiny_animals', 'train+val')
+    assert both[48] == source[0] and np.bincount(both.labels).tolist() == [18, 18, 18, 18]
     assert 'tensorflow' not in sys.modules
 
 

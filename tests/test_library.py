@@ -80,6 +80,16 @@ def test_only_the_last_statistics_and_the_classifier_change(nets):
     assert changed == {'params/head', 'batch_stats/norm'}
 
 
+def test_an_adaptation_blends_the_old_statistics_with_the_new(nets, tiny_folder):
+    how = {'resolution': 48, 'held_out': 0, 'solver': 'lbfgs', 'weight_decays': (1e-2,), 'max_iterations': 3}
+    replaced, blended = (fixres_jax.adapt(nets[0], tiny_folder, **how, prior_images=prior) for prior in (0, 96))
+    assert (replaced.record['prior_images'], blended.record['prior_images']) == (0, 96)
+    old, new, mixed = (net.variables['batch_stats']['norm'] for net in (nets[0], replaced, blended))
+    for name in ('mean', 'var'):  # of 32 images, which fill a batch
+        np.testing.assert_allclose(mixed[name], 0.75 * old[name] + 0.25 * new[name], rtol=1e-5, atol=1e-6)
+        assert not np.allclose(old[name], new[name], rtol=0.01)
+
+
 def test_a_prediction_is_the_networks_own(nets, tiny_folder):
     _, adapted = nets
     paths = sorted((tiny_folder / 'val').rglob('*.jpg'))[:3]
@@ -111,6 +121,7 @@ def test_a_table_prints_and_is_written_with_timms_columns(table, tmp_path):
     assert [row['model'] for row in rows] == ['before', 'after'] and rows[1]['img_size'] == '48'
     assert float(rows[0]['top1']) + float(rows[0]['top1_err']) == pytest.approx(100)
     assert float(rows[0]['crop_pct']) == pytest.approx(1.0)
+    assert rows[0]['mean_per_class'] == rows[0]['top1'] and table.rows[0]['classes'] == 4
     assert str(table).count('\n') == 3 and '24 images.' in str(table) and '<td>after</td>' in table._repr_html_()
 
 
@@ -118,7 +129,21 @@ def test_data_of_some_classes_are_scored_among_those_too(nets, tiny_folder, tmp_
     for name in CLASSES[1:3]:
         (tmp_path / name).symlink_to(tiny_folder / 'val' / name)
     some = fixres_jax.evaluate(nets[1], tmp_path, resolutions=(48,))
+    assert some.rows[0]['classes'] == 2 and 'mean per class' not in str(some)  # of six images each
     assert some.rows[0]['top1_among_present'] >= some.rows[0]['top1'] and "2 of the network's 4 classes" in str(some)
+
+
+def test_classes_of_other_sizes_have_their_mean_in_the_table(nets, tiny_folder, tmp_path):
+    for name, count in zip(CLASSES, (1, 2, 3, 6), strict=True):
+        (tmp_path / name).mkdir()
+        for number in range(count):
+            (tmp_path / name / f'{number}.jpg').symlink_to(tiny_folder / 'val' / name / f'val_{number:02}.jpg')
+    some = fixres_jax.evaluate(nets[0], tmp_path, resolutions=(48,))
+    said = nets[0].outputs(str(tmp_path), resolution=48)
+    right = said['softmax'].argmax(1) == said['labels']
+    expected = 100 * np.mean([right[said['labels'] == label].mean() for label in range(4)])
+    assert some.rows[0]['mean_per_class'] == pytest.approx(expected) != some.rows[0]['top1']
+    assert 'mean per class %' in str(some) and f'  {expected:.2f}' in str(some)
 
 
 def test_outputs_of_imagenet_have_names():

@@ -156,6 +156,22 @@ def test_weights_without_a_record_may_have_seen_everything(config, variables, tm
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('task', ['recipe', 'adapt'])
+def test_weights_without_a_record_have_not_seen_images_of_other_classes(config, variables, tmp_path, task):
+    """With a fresh classifier held-out images choose; a training that is on record is held against them still."""
+    about = {'architecture': 'resnet18', 'width': 8, 'num_classes': 4}
+    checkpoint.save_model(epath.Path(tmp_path) / 'imported', variables, about)
+    fields = {'init_from': str(tmp_path / 'imported'), 'task': task}
+    assert make(copy(config, **fields, reset_head=True)).adaptation.unseen
+    assert not make(copy(config, **fields)).adaptation.unseen
+    network, _ = trained(copy(config, seed=1), variables, 'seed1')
+    for record in ([None], []):
+        loaded, about = checkpoint.load_model(network)
+        checkpoint.save_model(f'{network}_{len(record)}', loaded, about | {'trained_on': record + about['trained_on']})
+        fields['init_from'] = f'{network}_{len(record)}'
+        assert not make(copy(config, **fields, reset_head=True)).adaptation.unseen
+
+
 def test_a_run_goes_on_with_its_own_images_or_not_at_all(config, data, tmp_path, monkeypatch):
     """Stopped after training, then an image more: the same command says so and does nothing."""
 

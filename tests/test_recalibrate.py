@@ -127,6 +127,11 @@ def test_the_command_writes_a_network_that_goes_back_to_torch(trained, tmp_path,
     changed = {name for name in old if not np.array_equal(old[name], new[name])}
     assert changed == {'layer4.1.bn2.running_mean', 'layer4.1.bn2.running_var'}
     assert result.about['trained_on'][-1]['trained']['count'] == 48
+    options += ['--prior-images', '48', '--out', str(tmp_path / 'blended')]
+    assert recalibrate.main([str(tmp_path / 'given'), *options]) == 0
+    blended, name = network.load(tmp_path / 'blended'), 'batch_stats/layer4/1/bn2/var'
+    halves = (np.asarray(trees.flatten(net.variables)[name]) for net in (trained, result))
+    np.testing.assert_allclose(trees.flatten(blended.variables)[name], sum(halves) / 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +140,7 @@ def test_the_command_writes_a_network_that_goes_back_to_torch(trained, tmp_path,
         (['--resolution', '16'], '--resolution=16: this network takes 32 or more'),
         (['--resolution', '32', '--layers', 'layer9/.*'], 'matches none of the 20 BatchNorm layers'),
         (['--resolution', '32', '--batch-size', '0'], '--batch-size=0: expected 1 or more'),
+        (['--resolution', '32', '--prior-images', '-1'], '--prior-images=-1: expected 0 or more'),
     ],
 )
 def test_wrong_input_is_one_line(trained, tmp_path, tiny_folder, capsys, options, message):

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from fixres_jax.core import figures
-from fixres_jax.report import environment, findings, html, markdown, plots, report
+from fixres_jax.report import environment, findings, html, markdown, plots, published, report
 
 SIZES = (48, 64)
 
@@ -54,16 +54,18 @@ def test_a_training_size_that_was_kept_is_no_gain_of_resolution(found):
     assert said.startswith('No larger resolution was better') and 'The rest' not in said and 'larger size' not in said
 
 
-def made(chosen=64, num_classes=4, **kept_old):
+def made(chosen=64, num_classes=4, published=None, uneven=0.0, **kept_old):
     """Return a report of 60 test images; `adapt=True` or `control=True` where that adaptation was rejected."""
     right = {('before', 48): 30, ('before', 64): 33, ('after', 48): 28, ('after', 64): 39, ('control', 48): 31}
     if kept_old.get('adapt'):
         right |= {('after', size): right['before', size] for size in SIZES}
     keys = list(right)
-    accuracies = {'top5': 99.0, 'low': 40.0, 'high': 60.0, 'loss': 1.0, 'count': 60}
+    accuracies = {'top5': 99.0, 'low': 40.0, 'high': 60.0, 'loss': 1.0, 'count': 60, 'classes': num_classes - 1}
     points = [
         {'network': name, 'resolution': size, 'top1': 100 * right[name, size] / 60} | accuracies for name, size in keys
     ]
+    for point in points:
+        point['mean_per_class'] = point['top1'] - uneven
     both = [[min(right[a], right[b]) for b in keys] for a in keys]
     scores = {'count': 20, 'top1': 50.0, 'loss': 1.0}
     record = {
@@ -88,7 +90,20 @@ def made(chosen=64, num_classes=4, **kept_old):
         config={'model': {'name': 'resnet18'}},
         environment=where,
         cost=cost,
+        published=published,
     )
+
+
+def test_published_figures_stand_beside_those_of_the_run_each_with_its_conditions(tmp_path):
+    theirs = {'source': 'A <paper>', 'network': 'SENet-154', 'conditions': 'one centre crop', 'baseline': 94.0}
+    value = made(published=theirs | {'adapted': 0.0})
+    _, (other, own) = published.table(value)
+    assert other == ('published', 'SENet-154', '94', 'not published', 'one centre crop')
+    assert own[:4] == ('this run', 'resnet18', '50.00', '65.00') and 'trained at 48' in own[4] and '64' in own[4]
+    for page, source in ((markdown.page, 'A <paper>'), (html.page, 'A &lt;paper&gt;')):
+        text = page(epath.Path(tmp_path), value)
+        assert f'were not repeated here: {source}.' in text and 'not published' in text and 'SENet-154' in text
+        assert 'Published figures' not in page(epath.Path(tmp_path), made())
 
 
 def test_a_rejected_adaptation_is_said_and_is_no_row_and_no_interval():
@@ -107,6 +122,14 @@ def test_a_rejected_adaptation_is_said_and_is_no_row_and_no_interval():
     ]
     assert 'rejected' in findings.networks_of_curve(value)['after']
     assert findings.curve_table(value)[0] == ('test resolution', 'not adapted, top-1 (%)')
+
+
+def test_blended_statistics_are_said():
+    value = made()
+    assert 'from 9 training images, then the classifier' in findings.adaptation_sentence(value)
+    value['adaptation']['prior_images'] = 1024
+    expected = 'from 9 training images blended with the old ones, which count as 1,024, then the classifier'
+    assert expected in findings.adaptation_sentence(value)
 
 
 def test_a_rejected_control_leaves_all_of_the_gain_to_resolution():
@@ -136,6 +159,20 @@ def test_top5_stands_where_there_are_more_than_ten_classes(num_classes, there, t
     assert ('top-5 (%)' in findings.number_table(value)[0]) == there
     for page in (markdown.page(epath.Path(tmp_path), value), html.page(epath.Path(tmp_path), value)):
         assert ('top-5' in page) == there
+
+
+@pytest.mark.parametrize('uneven', [0.0, 2.5])
+def test_the_mean_per_class_stands_beside_top1_where_it_is_another(uneven, tmp_path):
+    value = made(uneven=uneven)
+    header, rows = findings.number_table(value)
+    assert ('mean per class (%), 3 classes' in header) == ('47.50' in rows[0]) == bool(uneven)
+    assert all(point['mean_per_class'] == point['top1'] - uneven for point in value['numbers'].values())
+    for page, said in ((markdown.page, '| 47.50 |'), (html.page, 'mean per class 47.50 %, 3 classes')):
+        assert (said in page(epath.Path(tmp_path), value)) == bool(uneven)
+    assert ('mean per class' in findings.summary(value)) == bool(uneven)
+    for point in value['numbers'].values():  # of an evaluation that is older
+        del point['mean_per_class'], point['classes']
+    assert 'mean per class' not in findings.summary(value)
 
 
 def test_no_cell_of_a_table_is_empty():

@@ -29,9 +29,9 @@ SGD = optimization(
     repeats=1,
 )  # fmt: skip
 HOW = adapt.Adaptation(
-    batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(1e-3,), max_iterations=30, optimization=SGD,
-    flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, sweep_images=1000,
-    unseen=True,
+    batch_norm=LAYER, statistics_images=48, prior_images=0, solver='lbfgs', weight_decays=(1e-3,),
+    max_iterations=30, optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0,
+    sweep_images=1000, unseen=True,
 )  # fmt: skip
 AT = {size: transforms.make_test(size) for size in (32, 48)}
 

@@ -1,6 +1,6 @@
 """Tables as cells of text, and the ways numbers are written in them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
@@ -13,6 +13,15 @@ def accuracy(row: Mapping[str, Any], suffix: str = '') -> str:
     '80.00 (78.50 to 81.25)'
     """
     return '{:.2f} ({:.2f} to {:.2f})'.format(*(row[f'{name}{suffix}'] for name in ('top1', 'low', 'high')))
+
+
+def uneven(points: Iterable[Mapping[str, Any]]) -> bool:
+    """Say whether the mean per class of some points is not their top-1, as it is where all classes are as large.
+
+    >>> uneven([{'top1': 80.0, 'mean_per_class': 80.0}]), uneven([{'top1': 80.0, 'mean_per_class': 75.5}])
+    (False, True)
+    """
+    return any(abs(point.get('mean_per_class', point['top1']) - point['top1']) > 1e-9 for point in points)
 
 
 def difference(change: Mapping[str, float]) -> tuple[str, str]:

@@ -17,8 +17,9 @@ from etils import epath
 from fixres_jax.core import files
 from fixres_jax.core.errors import UsageError, nearest
 from fixres_jax.data import digests as hashes
-from fixres_jax.data import shards
+from fixres_jax.data import lists, shards
 from fixres_jax.data.folders import ImageFolder, folders
+from fixres_jax.data.joined import Joined
 from fixres_jax.data.others import Others
 
 SPLIT_NAMES = (('train', 'training'), ('val', 'validation', 'valid'), ('test', 'testing'))
@@ -67,14 +68,17 @@ def create(spec: str, split: str) -> WholeSource:
     """Open a source by its specification.
 
     Args:
-      spec: a folder (local or gs://) that holds one folder per split: a folder per class, or prepared shards; or
-        'tfds:NAME' for a data set of tensorflow-datasets.
-      split: the split's name ('train', 'val', 'test' or its usual synonyms); '' when `spec` itself holds the
-        class folders or the shards.
+      spec: a folder (local or gs://) that holds one folder per split: a folder per class, or prepared shards; one that
+        `lists` knows; or 'tfds:NAME' for a data set of tensorflow-datasets.
+      split: the split's name ('train', 'val', 'test' or its usual synonyms); 'train+val' for both; '' when `spec`
+        itself holds the class folders or the shards.
 
     Raises:
       UsageError: when the folder, the split or its images are not there, or the library to reach them is not.
     """
+    if '+' in split:
+        names = split.split('+')
+        return Joined([create(spec, name) for name in names], names)
     if str(spec).startswith(TFDS):
         from fixres_jax.data import tfds  # takes a second to import
 
@@ -82,6 +86,8 @@ def create(spec: str, split: str) -> WholeSource:
         base, bracket, rest = split.partition('[')
         return tfds.Tfds(name, _find_split(str(spec), tfds.splits(name), base) + bracket + rest)
     root = _root(spec)
+    if split and (layout := lists.found_in(root)):
+        return lists.create(root, layout, _find_split(str(root), layout.splits, split))
     folder = root / _find_split(str(root), folders(root), split) if split else root
     return shards.Shards(folder) if shards.found_in(folder) else ImageFolder(folder)
 
@@ -98,6 +104,8 @@ def splits(spec: str) -> list[str]:
 
         return tfds.splits(str(spec).removeprefix(TFDS))
     root = _root(spec)
+    if layout := lists.found_in(root):
+        return list(layout.splits)
     known = {name for names in SPLIT_NAMES for name in names}
     return [name for name in folders(root) if name in known] or ['']
 

@@ -76,25 +76,32 @@ def make_eval_step(
 
 
 @functools.cache
-def make_reduce(mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
+def make_reduce(mesh: Mesh, num_classes: int = 0) -> Callable[..., dict[str, jax.Array]]:
     """Return the jitted sum over a batch of the outcomes of n (network, resolution) points.
 
     'both' is int32[n, n]: examples that both points got right, whose diagonal is each point's own count. It is all that
-    paired intervals need, and it adds up over batches and hosts.
+    paired intervals need, and it adds up over batches and hosts. With `num_classes` and the labels there are also
+    'of_class' int32[K], the examples of each class, and 'right_of_class' int32[K, n], those that each point got right.
     """
 
-    def reduce(outcomes: Sequence[dict[str, jax.Array]], mask: jax.Array) -> dict[str, jax.Array]:
+    def reduce(
+        outcomes: Sequence[dict[str, jax.Array]], mask: jax.Array, label: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         def stack(name):
             return jnp.stack([outcome[name] for outcome in outcomes])
 
         rows = mask[None, :]
         top1 = (stack('top1') & rows).astype(jnp.int32)
         counted = [name for name in outcomes[0] if name not in ('loss', 'top1')]
-        return {
+        sums = {
             'count': mask.sum(),
             'loss': jnp.where(rows, stack('loss'), 0.0).sum(axis=1),
             'both': top1 @ top1.T,
         } | {name: (stack(name) & rows).sum(axis=1) for name in counted}
+        if num_classes:
+            examples = {'of_class': mask.astype(jnp.int32), 'right_of_class': top1.T}
+            sums |= {name: jax.ops.segment_sum(each, label, num_classes) for name, each in examples.items()}
+        return sums
 
     return jax.jit(reduce, out_shardings=sharding.replicated(mesh))
 
@@ -119,16 +126,17 @@ def evaluate(
 
     Returns:
       {'count': images, 'points': [point], 'both': [[int]]}. A point is {'network', 'resolution', 'loss', 'top1',
-      'top5', 'low', 'high', 'count'}: top1, top5 and top-1's 95 % interval in percent. `both[i][j]` counts the images
-      that points i and j both got right. All are among all classes of the model. With `present` a point also has
-      top1_among_present, low_among_present, high_among_present and top5_among_present.
+      'top5', 'low', 'high', 'count', 'mean_per_class', 'classes'}: top1, top5 and top-1's 95 % interval in percent;
+      mean_per_class is the mean over the classes that have images, which are `classes`, of the percent of each that is
+      right. `both[i][j]` counts the images that points i and j both got right. All are among all classes of the model.
+      With `present` a point also has top1_among_present, low_among_present, high_among_present and top5_among_present.
 
     Raises:
       Preempted: after a SIGTERM.
     """
-    reduce = make_reduce(feed.mesh)
     points = {(name, size): network for size in test_transforms for name, network in networks.items()}
     points |= single
+    reduce = make_reduce(feed.mesh, next(iter(points.values())).model.num_classes)
     total, unread = None, []
     last = -(-len(source) // feed.size(source)) - 1
     for number, _, batch in one_pass(source, test_transforms, feed):
@@ -136,7 +144,7 @@ def evaluate(
             make_eval_step(network.model, feed.mesh, present)(network.variables, batch['image'][size], batch['label'])
             for (_, size), network in points.items()
         ]
-        unread.append(reduce(outcomes, batch['mask']))
+        unread.append(reduce(outcomes, batch['mask'], batch['label']))
         # The sums of a batch are read after the next one is dispatched, those of the last one before its bar ends.
         while len(unread) > (number < last):
             total = _add(total, unread.pop(0))
@@ -150,11 +158,14 @@ def _add(total: dict[str, np.ndarray] | None, sums: dict[str, jax.Array]) -> dic
 
 
 def _summary(keys: Sequence[tuple[str, int]], total: dict[str, np.ndarray]) -> dict[str, Any]:
-    count = int(total['count'])
+    count, of_class = int(total['count']), total['of_class']
+    there = of_class > 0
     points = []
     for i, (name, resolution) in enumerate(keys):
         point = {'network': name, 'resolution': resolution, 'loss': float(total['loss'][i] / count), 'count': count}
         point |= _accuracies(total['both'][i, i], total['top5'][i], count)
+        shares = total['right_of_class'][there, i] / of_class[there]
+        point |= {'mean_per_class': 100 * float(shares.mean()), 'classes': len(shares)}
         if 'top1_among_present' in total:
             alone = _accuracies(*(total[f'top{k}_among_present'][i] for k in (1, 5)), count)
             point |= {f'{name}_among_present': value for name, value in alone.items()}

@@ -15,7 +15,7 @@ from fixres_jax.evaluation import intervals
 
 # The columns of timm's validate.py, in its order; then ours. Accuracies are in percent, param_count is in millions.
 TIMM = ('model', 'top1', 'top1_err', 'top5', 'top5_err', 'param_count', 'img_size', 'crop_pct', 'interpolation')
-OURS = ('low', 'high', 'loss', 'count', 'difference', 'difference_low', 'difference_high')
+OURS = ('low', 'high', 'mean_per_class', 'loss', 'count', 'difference', 'difference_low', 'difference_high')
 AMONG = 'top1_among_present'
 
 
@@ -25,9 +25,9 @@ class Table:
 
     Attributes:
       rows: a dict each, in order: model, img_size (pixels), crop_pct (crop over resized side), interpolation, top1 and
-        top5 (percent), low and high (top1's 95 % interval), loss (nats), count (images), param_count (millions); and in
-        all rows but the first, difference with difference_low and difference_high: top1 minus that of the first row, in
-        points, with its paired 95 % interval.
+        top5 (percent), low and high (top1's 95 % interval), mean_per_class (percent) over `classes` that have images,
+        loss (nats), count (images), param_count (millions); and in all rows but the first, difference with
+        difference_low and difference_high: top1 minus that of the first row, in points, with its paired 95 % interval.
       both: `both[i][j]` counts the images that rows i and j both got right.
       note: what one must know of the labels.
     """
@@ -57,13 +57,15 @@ class Table:
     def cells(self) -> tables.Table:
         """Return the table as text."""
         ten = self.rows[0]['num_classes'] > 10
-        sided = AMONG in self.rows[0]
-        header = ('model', 'size', 'crop', 'top-1 % (95 % interval)', *(('top-5 %',) if ten else ()))
+        sided, uneven = AMONG in self.rows[0], tables.uneven(self.rows)
+        header = ('model', 'size', 'crop', 'top-1 % (95 % interval)', *(('mean per class %',) if uneven else ()))
+        header += ('top-5 %',) if ten else ()
         header += (('among present %',) if sided else ()) + ('against the first (paired interval)',)
         lines = []
         for row in self.rows:
             line = (row['model'], str(row['img_size']), f'{row["crop_pct"]:.3f}', tables.accuracy(row))
-            line += ((f'{row["top5"]:.2f}',) if ten else ()) + ((f'{row[AMONG]:.2f}',) if sided else ())
+            line += ((f'{row["mean_per_class"]:.2f}',) if uneven else ()) + ((f'{row["top5"]:.2f}',) if ten else ())
+            line += (f'{row[AMONG]:.2f}',) if sided else ()
             change = ''
             if 'difference' in row:
                 low, high = row['difference_low'], row['difference_high']
@@ -100,7 +102,7 @@ def make(result: Mapping[str, Any], about: Sequence[Mapping[str, Any]], note: st
     """
     if not about:
         raise UsageError('Nothing to evaluate: give at least one network and one resolution.')
-    kept = ('top1', 'top5', 'low', 'high', 'loss', 'count', AMONG)
+    kept = ('top1', 'top5', 'low', 'high', 'mean_per_class', 'classes', 'loss', 'count', AMONG)
     rows = []
     for known, point in zip(about, result['points'], strict=True):
         row = dict(known) | {name: point[name] for name in kept if name in point}

@@ -85,16 +85,24 @@ def says_top5(report: dict[str, Any]) -> bool:
     return report['num_classes'] > TOP5_CLASSES
 
 
+def classes_of_mean(report: dict[str, Any]) -> int:
+    """Return over how many classes the mean per class is; 0 where it says nothing, since it is top-1."""
+    points = list(report['numbers'].values())
+    return points[0]['classes'] if tables.uneven(points) else 0
+
+
 def number_table(report: dict[str, Any]) -> Table:
     """Return header and rows of the numbers that are never merged."""
-    top5 = says_top5(report)
-    header = ('', 'test resolution', 'top-1 (%)', '95 % interval', *(['top-5 (%)'] if top5 else []), 'images')
+    top5, classes = says_top5(report), classes_of_mean(report)
+    means = [f'mean per class (%), {classes:,} classes'] if classes else []
+    header = ('', 'test resolution', 'top-1 (%)', '95 % interval', *means, *(['top-5 (%)'] if top5 else []), 'images')
     rows = [
         (
             label,
             str(point['resolution']),
             f'{point["top1"]:.2f}',
             f'{point["low"]:.2f} to {point["high"]:.2f}',
+            *([f'{point["mean_per_class"]:.2f}'] if classes else []),
             *([f'{point["top5"]:.2f}'] if top5 else []),
             f'{point["count"]:,}',
         )
@@ -165,10 +173,12 @@ def adaptation_sentence(report: dict[str, Any]) -> str:
     record = report['adaptation']
     if record['kind'] == 'finetune':
         return f'Adapted by SGD fine-tuning through the network, {record["num_steps"]:,} steps.'
+    prior = record.get('prior_images', 0)  # which an older run does not have
+    blended = f' blended with the old ones, which count as {prior:,},' if prior else ','
     text = (
         f'Adapted in one pass: statistics of {", ".join(record["batch_norm"])} from {record["statistics_images"]:,} '
-        f'training images, then the classifier on the embeddings of all {record["images"]:,}; {record["passes"]:.2f} '
-        'passes through the network in all. '
+        f'training images{blended} then the classifier on the embeddings of all {record["images"]:,}; '
+        f'{record["passes"]:.2f} passes through the network in all. '
     )
     return f'{text}The classifier: {adapt.describe(record)}.'
 

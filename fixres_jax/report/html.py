@@ -9,7 +9,7 @@ from etils import epath
 from fixres_jax import studies
 from fixres_jax.core.figures import DARK_INK, DARK_PAPER, INK, PAPER
 from fixres_jax.core.tables import Table
-from fixres_jax.report import findings, plots
+from fixres_jax.report import findings, plots, published
 from fixres_jax.studies import STUDIES
 
 STYLE = f"""
@@ -60,6 +60,7 @@ def page(workdir: epath.Path, report: dict[str, Any]) -> str:
         _picture(workdir, 'accuracy', findings.curve_sentence(report)),
         _table(findings.curve_table(report)),
         *_costs(workdir, report),
+        *_published(report),
         *_studies(workdir),
         *_section(workdir, 'Training', 'training', 'Loss and top-1 against the step.'),
         '<h2>Cost of this run</h2>',
@@ -91,6 +92,14 @@ def _costs(workdir: epath.Path, report: dict[str, Any]) -> list[str]:
     ]
 
 
+def _published(report: dict[str, Any]) -> list[str]:
+    """Return the section of others' figures, where the config has some."""
+    if not report['published']:
+        return []
+    sentence = f'<p>{_text(published.sentence(report))}</p>'
+    return ['<h2>Published figures</h2>', sentence, _table(published.table(report))]
+
+
 def _studies(workdir: epath.Path) -> list[str]:
     """Return the sections of the studies that the workdir holds: figures, and below the first one the table."""
     parts = []
@@ -111,10 +120,11 @@ def _section(workdir: epath.Path, title: str, name: str, caption: str, wide: boo
 
 
 def _numbers(report: dict[str, Any]) -> str:
-    top5 = findings.says_top5(report)
+    top5, classes = findings.says_top5(report), findings.classes_of_mean(report)
     boxes = [
         f'<div>{_text(label)}, at {point["resolution"]}<b>{point["top1"]:.2f} %</b>'
         f'<small>95 % interval {point["low"]:.2f} to {point["high"]:.2f}<br>'
+        f'{"mean per class {:.2f} %, {:,} classes<br>".format(point["mean_per_class"], classes) if classes else ""}'
         f'{"top-5 {:.2f} %; ".format(point["top5"]) if top5 else ""}{point["count"]:,} images</small></div>'
         for label, point in findings.numbers(report).items()
     ]

@@ -5,7 +5,7 @@ from typing import Any
 from etils import epath
 
 from fixres_jax.core import tables
-from fixres_jax.report import findings, plots
+from fixres_jax.report import findings, plots, published
 from fixres_jax.studies import STUDIES
 
 
@@ -35,7 +35,7 @@ The test resolution was chosen on: {report['test_resolution_chosen_on']}.
 
 {_picture(workdir, 'accuracy', findings.curve_sentence(report))}{tables.markdown(findings.curve_table(report))}
 
-{_costs(workdir, report)}## Cost of this run
+{_costs(workdir, report)}{_published(report)}## Cost of this run
 
 {_picture(workdir, 'training', 'Loss and top-1 against the step.')}{tables.markdown(findings.cost_table(report))}
 
@@ -61,6 +61,13 @@ def _costs(workdir: epath.Path, report: dict[str, Any]) -> str:
     )
     table = tables.markdown(STUDIES['cost'].table(report['cost']))
     return f'## Accuracy against cost\n\n{pictures}{table}\n\n'
+
+
+def _published(report: dict[str, Any]) -> str:
+    """Return the section of others' figures, where the config has some."""
+    if not report['published']:
+        return ''
+    return f'## Published figures\n\n{published.sentence(report)}\n\n{tables.markdown(published.table(report))}\n\n'
 
 
 def _picture(workdir: epath.Path, name: str, caption: str) -> str:

@@ -25,6 +25,7 @@ def build(
     config: dict[str, Any],
     environment: dict[str, Any],
     cost: dict[str, Any] | None = None,
+    published: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the phases' results together.
 
@@ -36,6 +37,7 @@ def build(
       config: the run's config as a nested dict.
       environment: command, date, devices, host, versions.
       cost: numbers of the study of that name, if it was made.
+      published: figures of others on the same images: the section of the config, if it holds some.
 
     Returns:
       The content of `report.json`: accuracies in percent, differences in points, low and high the 95 % interval. Of a
@@ -71,6 +73,7 @@ def build(
         'numbers': {name: find_point(test, *key) for name, key in points.items()},
         **differences,
         'present': test.get('present'),
+        'published': published,
         'curve': _curve(test, {row['resolution']: row for row in (cost or {}).get('rows', [])}),
         'cost': cost,
         'held_out_curve': results['sweep'].get('points', []),

@@ -15,7 +15,7 @@ from fixres_jax.core.resolution import Resolution, side
 from fixres_jax.data import given, sources
 from fixres_jax.data.sources import Splits
 from fixres_jax.machines import runtime
-from fixres_jax.runs import one_pass, provenance, run, settings, shipped
+from fixres_jax.runs import one_pass, run, settings, shipped
 from fixres_jax.runs.classifier import Classifier, names
 from fixres_jax.runs.images import selection
 from fixres_jax.runs.run import Run
@@ -44,8 +44,6 @@ def open_run(
         raise UsageError('Nothing to choose the resolution on: give held_out above 0, such as 0.1, or a resolution.')
     run.check_network(s, net)
     train, kept = sources.training_parts(source, selection(s))
-    if unseen is None and s.reset_head and provenance.given_trainings(dict(net.about)) == [None]:
-        unseen = True  # Of weights from outside; a network of other classes has been trained on other images.
     opened = run.make(s, net, Splits(train, kept, source), workdir, unseen=unseen)
     adaptation.check(opened.start, opened.images, opened.adaptation)
     return opened

@@ -260,6 +260,7 @@ def report_phase(run: Run, results: Results) -> dict[str, Any]:
             config=files.read_json(run.workdir / 'config.json'),
             environment=environment.describe(),
             cost=studies.read(run.workdir, 'cost'),
+            published=vars(run.settings.published) if run.settings.published.source else None,
         )
         plots.draw(run.workdir, value)
         files.write(run.workdir / 'report.md', markdown.page(run.workdir, value))

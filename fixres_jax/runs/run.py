@@ -202,7 +202,7 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
         present=present,
         start=start,
         given=about,
-        adaptation=_adaptation(s, finetuning, _unseen(start.about['trained_on'], images.held_out, unseen)),
+        adaptation=_adaptation(s, finetuning, _unseen(s, start.about['trained_on'], images.held_out, unseen)),
         finetuning=finetuning,
         adapted_about=start.about | {'trained_on': after},
     )
@@ -213,10 +213,12 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
     return run
 
 
-def _unseen(trainings: list[Any], held_out: Source | None, unseen: bool | None) -> bool:
+def _unseen(s: Settings, trainings: list[Any], held_out: Source | None, unseen: bool | None) -> bool:
     """Say whether there are held-out images that the network has not seen, which alone may choose."""
     if held_out is None or unseen is not None:
         return held_out is not None and bool(unseen)
+    if s.reset_head:  # Weights without a record: a network of other classes has been trained on other images.
+        trainings = [record for record in trainings if record is not None]
     reason = provenance.why_seen(trainings, held_out)
     if reason:
         log.info('The network may have seen some of the %d held-out images: %s.', len(held_out), reason)

@@ -14,6 +14,7 @@ from fixres_jax.evaluation.outputs import Extraction
 from fixres_jax.machines import sharding
 from fixres_jax.models import Architecture
 from fixres_jax.models.options import Options
+from fixres_jax.report.published import Published
 from fixres_jax.runs.tasks import ADAPTATION, ADAPTATIONS, CONTROL, TASKS
 from fixres_jax.studies import STUDIES, Analysis
 from fixres_jax.training import metrics_log
@@ -63,6 +64,7 @@ class Settings(Section):
     test: Evaluation
     adapt: AdaptationSection
     extract: Extraction
+    published: Published
     analyze: Analysis
     finetune: Finetuning
 

@@ -24,7 +24,7 @@ def dump(config, prefix: str = '') -> str:
 
 def named_configs():
     """Yield (file name, config) of every config and variant; of the long table of finetune only the default."""
-    from configs import resnet50, resnet50_ffcv
+    from configs import resnet50, resnet50_ffcv, transfer
 
     variants = {
         'base': [None],
@@ -33,6 +33,7 @@ def named_configs():
         'resnet50': resnet50.RESOLUTIONS,
         'resnet50_ffcv': resnet50_ffcv.LARGER_FROM,
         'finetune': ['resnet50', 'paper'],
+        'transfer': [*transfer.DATASETS, 'grocery,tf_efficientnet_lite0'],
     } | dict.fromkeys(RECIPES, [None])
     for name, choices in variants.items():
         get_config = importlib.import_module(f'configs.{name}').get_config

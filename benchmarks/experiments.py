@@ -1,0 +1,204 @@
+"""Tables of runs: variants of a recipe and seeds, the four numbers of each beside each other.
+
+    python benchmarks/experiments.py EXPERIMENT --data IMAGES --runs DIR --out FILE.json
+
+EXPERIMENT is a row of EXPERIMENTS. The program makes its runs one after the other, in DIR/EXPERIMENT/VARIANT-SEED: what
+was stopped goes on, and what is done is only read. --variants and --seeds make a part of them. The table is printed and
+its numbers are written to FILE.json.
+
+An accuracy is the mean over the seeds; its interval is over the test images, and the figure of each seed stands beside
+it. Differences are of the same images and the same seeds.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fixres_jax
+from fixres_jax.core import files, tables
+from fixres_jax.evaluation.intervals import Z95
+
+Overrides = Mapping[str, Any]  # field of the config -> value
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Runs that belong into one table.
+
+    Attributes:
+      config: that all begin with.
+      variants: name -> what it changes; the others are compared with the first.
+      seeds: of each variant.
+      common: what all of them change.
+    """
+
+    config: str
+    variants: Mapping[str, Overrides]
+    seeds: Sequence[int] = (0, 1, 2)
+    common: Overrides = dataclasses.field(default_factory=dict)
+
+
+EXPERIMENTS = {
+    # How far seeds are apart.
+    'quickstart': Experiment('quickstart', {'quickstart': {}}),
+    'imagenette': Experiment('imagenette:small', {'small': {}}),
+    # Pieces of newer recipes, each for as long as 30 passes at 96 take: on one core about 29 minutes.
+    'recipes': Experiment(
+        'imagenette:small',
+        {
+            'small': {},
+            'progressive': {'train.progressive': ((0.3333, 64), (0.6667, 80)), 'train.epochs': 40},
+            'cutmix': {'train.mixing.cutmix': 1.0, 'train.mixing.probability': 0.5},
+            'ema': {'train.ema.decay': 0.995},
+            'trivial': {'train.augment': 'trivial', 'train.jitter': 0.0},
+        },
+        seeds=(0, 1),
+        common={'test.resolutions': (96, 128, 160)},
+    ),
+    # Small images and the adaptation, or training at the size of the test: as many operations of training in all.
+    'small_or_large': Experiment(
+        'imagenette:small',
+        {
+            'trained at 96': {},
+            'trained at 128': {'train.resolution': 128, 'train.epochs': 16.875},
+            'trained at 160': {'train.resolution': 160, 'train.epochs': 10.8},
+        },
+        common={'test.resolutions': (96, 128, 160, 192, 224)},
+    ),
+}
+# What a report calls its numbers -> heading, folder of the network in the workdir.
+NUMBERS = {
+    'train_resolution': ('tested at the training size', 'train'),
+    'larger': ('larger, not adapted', 'train'),
+    'adapted': ('larger and adapted', 'adapt'),
+    'adapted_at_train_resolution': ('control: adapted at the training size', 'control'),
+}
+
+ENVIRONMENT = ('date', 'devices', 'host', 'commit')  # of a report: what is kept of it
+
+
+def main() -> None:
+    """Make the runs that are not there, and the table."""
+    args = _arguments()
+    experiment = EXPERIMENTS[args.experiment]
+    rows, first = [], None
+    for variant in args.variants or experiment.variants:
+        hits = []
+        for seed in args.seeds or experiment.seeds:
+            workdir = Path(args.runs) / args.experiment / f'{variant.replace(" ", "_")}-{seed}'
+            if not (workdir / 'report.json').exists():
+                _run(experiment, variant, seed, workdir, args.data)
+            hits.append(_hits(workdir, args.data))
+        first = first or hits
+        rows.append(_row(variant, hits, first))
+        value = {'experiment': args.experiment, 'config': experiment.config, 'rows': rows}
+        files.write_json(Path(args.out), value)
+    print(tables.markdown(_table(rows)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('experiment', choices=EXPERIMENTS)
+    parser.add_argument('--data', default='', help='images, as data.source takes them; none: those of the config')
+    parser.add_argument('--runs', required=True, help='folder of the workdirs')
+    parser.add_argument('--out', required=True, help='file of the numbers')
+    parser.add_argument('--variants', nargs='*', help='a part of them; the first is compared with')
+    parser.add_argument('--seeds', nargs='*', type=int)
+    return parser.parse_args()
+
+
+def _run(experiment: Experiment, variant: str, seed: int, workdir: Path, data: str) -> None:
+    """Make a run, or what is left of it."""
+    changes = {**experiment.common, **experiment.variants[variant], 'seed': seed}
+    if data:
+        changes['data.source'] = data
+    flags = [f'--config.{field}={value}' for field, value in changes.items()]
+    command = [
+        sys.executable,
+        '-m',
+        'fixres_jax.main',
+        '--config',
+        experiment.config,
+        '--workdir',
+        str(workdir),
+        *flags,
+    ]
+    subprocess.run(command, check=True)
+
+
+def _hits(workdir: Path, data: str) -> dict[str, Any]:
+    """Return of each of the four numbers its resolution and bool[N], the images that it got right."""
+    report = json.loads((workdir / 'report.json').read_text())
+    kept = workdir / 'hits.npz'
+    if not kept.exists():
+        images = Path(data or workdir / 'data') / 'val'
+        found = {}
+        for name, (_, folder) in NUMBERS.items():
+            folder = 'ema' if folder == 'train' and (workdir / 'ema').exists() else folder
+            network = fixres_jax.load(workdir / folder)
+            said = network.outputs(images, resolution=report['numbers'][name]['resolution'])
+            found[name] = said['softmax'].argmax(-1) == said['labels']
+            top1 = report['numbers'][name]['top1']
+            assert abs(100 * found[name].mean() - top1) < 0.2, (workdir, name, found[name].mean(), top1)
+        np.savez(kept, **found)
+    with np.load(kept) as found:
+        result = {name: (report['numbers'][name]['resolution'], found[name]) for name in NUMBERS}
+    return result | {'report': report}
+
+
+def _row(variant: str, hits: Sequence[dict[str, Any]], first: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the numbers of one variant, from the hits of its seeds and of those that it is compared with."""
+    row = {'variant': variant, 'seeds': [one['report']['config']['seed'] for one in hits]}
+    row['seconds'] = [round(one['report']['seconds']['train']) for one in hits]
+    row['environments'] = [{key: one['report']['environment'][key] for key in ENVIRONMENT} for one in hits]
+    for name in NUMBERS:
+        row[name] = _mean(np.mean([one[name][1] for one in hits], axis=0))
+        row[name]['each'] = [100 * float(one[name][1].mean()) for one in hits]
+        row[name]['resolutions'] = [one[name][0] for one in hits]
+    row['adapted_minus_control'] = _minus(hits, hits, 'adapted', 'adapted_at_train_resolution')
+    row['adapted_minus_train_resolution'] = _minus(hits, hits, 'adapted', 'train_resolution')
+    if hits is not first:
+        row['minus_first'] = {name: _minus(hits, first, name, name) for name in NUMBERS}
+    return row
+
+
+def _minus(hits, others, name: str, other: str) -> dict[str, float]:
+    """Return a difference on the same images, each the mean over its seeds."""
+    pairs = zip(hits, others, strict=True)
+    return _mean(np.mean([a[name][1].astype(float) - b[other][1] for a, b in pairs], axis=0))
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    """Return the mean of one value an image, in percent, with the 95 % interval over the images."""
+    mean, half = 100 * values.mean(), 100 * Z95 * values.std(ddof=1) / math.sqrt(len(values))
+    return {'mean': mean, 'low': mean - half, 'high': mean + half, 'images': len(values)}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> tables.Table:
+    lines = []
+    for row in rows:
+        for name, (heading, _) in NUMBERS.items():
+            number, change = row[name], row.get('minus_first', {}).get(name)
+            each = [f'{top1:.2f} at {size}' for top1, size in zip(number['each'], number['resolutions'], strict=True)]
+            lines.append((row['variant'], heading, ', '.join(each), _written(number), _written(change, '+')))
+    return ('variant', '', 'top-1 (%) of each seed', 'mean (95 % interval)', 'against the first'), lines
+
+
+def _written(value: Mapping[str, float] | None, sign: str = '') -> str:
+    """Write a mean and its interval."""
+    if value is None:
+        return ''
+    mean, low, high = (format(value[name], f'{sign}.2f') for name in ('mean', 'low', 'high'))
+    return f'{mean} ({low} to {high})'
+
+
+if __name__ == '__main__':
+    main()
