@@ -171,6 +171,8 @@ def test_a_network_that_was_kept_is_the_same_network(subject):
     change = numbers['rows'][0]['differences']
     assert change['adaptation'] == change['refitting'] == {'difference': 0.0, 'low': 0.0, 'high': 0.0}
     assert change['resolution']['low'] < change['resolution']['high']
+    alike = [(np.ones(9, bool), np.ones(9, bool))] * 2  # of two networks that get the same images right
+    assert robustness._difference(alike)['low'] < 0 < robustness._difference(alike)['high']
 
 
 def test_hits_share_the_trunk_and_keep_the_order(subject):

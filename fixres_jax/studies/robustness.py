@@ -167,8 +167,8 @@ def _top1(sets: list[Hits]) -> dict[str, float]:
 
 
 def _difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    if len(pairs) == 1:
-        ((first, second),) = pairs
+    first, second = pairs[0]
+    if len(pairs) == 1 or all(np.array_equal(*pair) for pair in pairs):  # The same hits do not make the same network.
         return intervals.paired(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
     return intervals.of_means(np.mean([np.float64(first) - second for first, second in pairs], axis=0))
 
