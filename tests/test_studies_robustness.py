@@ -147,7 +147,7 @@ def test_the_table_and_the_sentence_tell_resolution_from_adaptation(made):
     assert rows[2][0] == 'gaussian noise' and all(len(one) == len(header) == 11 for one in rows)
     assert tables.markdown((header, rows))
     caption = study.pictures['robustness'].says(numbers)
-    assert 'Trained at 32, larger is 48. 24 test images' in caption and 'strengths 1, 5' in caption
+    assert 'Trained at 32, larger is 48. 24 test images' in caption and 'the strengths 1, 5' in caption
     without = numbers | {'rows': [row(numbers, 'clean')]}
     assert 'orruption' not in study.pictures['robustness'].says(without)
 
@@ -171,6 +171,8 @@ def test_a_network_that_was_kept_is_the_same_network(subject):
     change = numbers['rows'][0]['differences']
     assert change['adaptation'] == change['refitting'] == {'difference': 0.0, 'low': 0.0, 'high': 0.0}
     assert change['resolution']['low'] < change['resolution']['high']
+    alike = [(np.ones(9, bool), np.ones(9, bool))] * 2  # of two networks that get the same images right
+    assert robustness._difference(alike)['low'] < 0 < robustness._difference(alike)['high']
 
 
 def test_hits_share_the_trunk_and_keep_the_order(subject):

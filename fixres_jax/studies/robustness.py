@@ -167,8 +167,8 @@ def _top1(sets: list[Hits]) -> dict[str, float]:
 
 
 def _difference(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    if len(pairs) == 1:
-        ((first, second),) = pairs
+    first, second = pairs[0]
+    if len(pairs) == 1 or all(np.array_equal(*pair) for pair in pairs):  # The same hits do not make the same network.
         return intervals.paired(int((first & ~second).sum()), int((second & ~first).sum()), len(first))
     return intervals.of_means(np.mean([np.float64(first) - second for first, second in pairs], axis=0))
 
@@ -221,9 +221,13 @@ def _sentence(numbers: Numbers) -> str:
     )
     if MEAN not in found:
         return text
+    change = {name: value['difference'] for name, value in found[MEAN].items()}
     strengths = ', '.join(map(str, numbers['strengths']))
-    parts = [f'{DIFFERENCES[name][2]} {found[MEAN][name]["difference"]:+.2f}' for name in list(DIFFERENCES)[:3]]
-    return f'{text} Corruptions: means over strengths {strengths}. In their mean: {", ".join(parts)} points.'
+    return (
+        f'{text} Corruptions are means over the strengths {strengths}. In their mean the larger size alone changes '
+        f'top-1 by {change["resolution"]:+.2f} points, the adaptation by {change["adaptation"]:+.2f} at the larger size and by '
+        f'{change["refitting"]:+.2f} at the training size.'
+    )
 
 
 STUDY = Study(
