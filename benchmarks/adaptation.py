@@ -103,7 +103,7 @@ def _optimization(architecture, args):
 def _adaptation(optimization):
     """Return the defaults of `configs/base.py`."""
     return adapt.Adaptation(
-        batch_norm=optimization.batch_norm, statistics_images=10000, solver='lbfgs',
+        batch_norm=optimization.batch_norm, statistics_images=10000, prior_images=0, solver='lbfgs',
         weight_decays=(0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2), max_iterations=100, optimization=optimization,
         flip=False, copies=0, cache_dtype='float32', cache_gigabytes=8.0, sweep_images=50000, unseen=True,
     )  # fmt: skip

@@ -183,20 +183,21 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> tables.Table:
-    header = ('variant', 'seeds', *(heading for heading, _ in NUMBERS.values()), 'adapted, against the first')
     lines = []
     for row in rows:
-        cells = [_cell(row[name]) for name in NUMBERS]
-        change = row['minus_first']['adapted'] if 'minus_first' in row else None
-        against = '{mean:+.2f} ({low:+.2f} to {high:+.2f})'.format(**change) if change else ''
-        lines.append((row['variant'], ', '.join(map(str, row['seeds'])), *cells, against))
-    return header, lines
+        for name, (heading, _) in NUMBERS.items():
+            number, change = row[name], row.get('minus_first', {}).get(name)
+            each = [f'{top1:.2f} at {size}' for top1, size in zip(number['each'], number['resolutions'], strict=True)]
+            lines.append((row['variant'], heading, ', '.join(each), _written(number), _written(change, '+')))
+    return ('variant', '', 'top-1 (%) of each seed', 'mean (95 % interval)', 'against the first'), lines
 
 
-def _cell(number: Mapping[str, Any]) -> str:
-    """Write mean, interval, and at which size what each seed had."""
-    each = ', '.join(f'{top1:.2f} at {size}' for top1, size in zip(number['each'], number['resolutions'], strict=True))
-    return '{mean:.2f} ({low:.2f} to {high:.2f}); {each}'.format(**number | {'each': each})
+def _written(value: Mapping[str, float] | None, sign: str = '') -> str:
+    """Write a mean and its interval."""
+    if value is None:
+        return ''
+    mean, low, high = (format(value[name], f'{sign}.2f') for name in ('mean', 'low', 'high'))
+    return f'{mean} ({low} to {high})'
 
 
 if __name__ == '__main__':

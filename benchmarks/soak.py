@@ -1,8 +1,10 @@
 """Kill a run at random moments, start it again each time, and compare the end with that of a run left alone.
 
     python benchmarks/soak.py --kills 40 --seed 0 --json docs/soak.json
+    python benchmarks/soak.py --kills 20 --seed 0 --everything --json docs/soak_everything.json
 
-The run is the whole recipe on small drawings, which holds every phase. A kill is a SIGKILL a random time after the
+The run is the whole recipe on small drawings, which holds every phase; with --everything, of a network that trains with
+all that can be mixed, drawn, dropped and averaged, at rising sizes. A kill is a SIGKILL a random time after the
 start or, for every other, after a phase was seen to begin, so that short phases are met too. Afterwards, compared with
 the run that nobody killed: the networks are the same bits, `metrics.jsonl` has every step exactly once, the numbers of
 the report are equal, and no unfinished file has a final name. Exits with 1 when anything differs.
@@ -39,17 +41,52 @@ OPTIONS = (
     '--config.log_every_steps=1',
     '--config.checkpoint_every_steps=4',
 )
+EVERYTHING = (
+    '--config.seed=3',
+    '--config.model.drop_path=0.2',
+    '--config.model.zero_init_residual=True',
+    '--config.train.epochs=4',
+    '--config.train.progressive=((0.4, 32), (0.7, 40))',
+    '--config.train.resolution=48',
+    '--config.train.accumulate_steps=2',
+    '--config.train.repeats=2',
+    '--config.train.optimizer=lamb',
+    '--config.train.lr=0.01',
+    '--config.train.schedule_every=epoch',
+    '--config.train.warmup_epochs=1',
+    '--config.train.warmup_lr=0.001',
+    '--config.train.weight_decay=0.02',
+    '--config.train.weight_decay_on=kernels',
+    '--config.train.layer_decay=0.9',
+    '--config.train.clip_norm=1.0',
+    '--config.train.label_smoothing=0.1',
+    '--config.train.crop=torchvision',
+    '--config.train.interpolation=bicubic',
+    '--config.train.augment=rand-m7-mstd0.5-inc1',
+    '--config.train.loss=bce',
+    '--config.train.bce_threshold=0.2',
+    '--config.train.ema.decay=0.9',
+    '--config.train.ema.warmup=True',
+    '--config.train.ema.start_epochs=0.5',
+    '--config.train.ema.every_steps=2',
+    '--config.train.mixing.mixup=0.2',
+    '--config.train.mixing.cutmix=1.0',
+    '--config.train.mixing.probability=0.9',
+    '--config.train.mixing.erasing=0.25',
+    '--config.train.mixing.erasing_fill=noise',
+    '--config.adapt.solver=sgd',  # which keeps what it found, however little these networks know
+    "--config.test.resolutions=(48, '48x64')",
+)
 MOMENTS = ('Phase train begins', 'Phase sweep begins', 'Phase adapt begins', 'Phase evaluate begins')
 MOMENTS += ('Phase studies begins', 'Phase report begins', 'saving')
 
 
-def start(workdir, cache):
+def start(workdir, options):
     """Start the run in a process group of its own; return it and the file of its output."""
     log = open(f'{workdir}.log', 'a+')
     quick_to_compile = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
     environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': quick_to_compile}
-    command = [sys.executable, '-m', 'fixres_jax.main', f'--workdir={workdir}', *OPTIONS]
-    command.append(f'--config.compilation_cache={cache}')
+    command = [sys.executable, '-m', 'fixres_jax.main', f'--workdir={workdir}', *options]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
     return process, log
 
@@ -70,11 +107,11 @@ def phase_of(workdir, earlier):
     return (phases[-1] if phases else 'starting') + (', saving' if unfinished(workdir) - earlier else '')
 
 
-def kill_once(workdir, cache, rng, limit, moment):
+def kill_once(workdir, options, rng, limit, moment):
     """Run until a random moment, kill; return what was killed, or None when the run ended first."""
     Path(f'{workdir}.log').write_text('')
     earlier = unfinished(workdir)
-    process, log = start(workdir, cache)
+    process, log = start(workdir, options)
     began = time.monotonic()
     wait = rng.uniform(0.1, limit)
     if moment:
@@ -95,10 +132,10 @@ def kill_once(workdir, cache, rng, limit, moment):
     return None if process.returncode == 0 else phase_of(workdir, earlier)
 
 
-def finish(workdir, cache):
+def finish(workdir, options):
     """Run to the end; return the seconds."""
     began = time.monotonic()
-    process, log = start(workdir, cache)
+    process, log = start(workdir, options)
     code = process.wait()
     log.close()
     if code:
@@ -119,6 +156,13 @@ def networks(workdir):
     return found
 
 
+def untimed(rows):
+    """Return what a report holds but for what it measured of the machine."""
+    if not isinstance(rows, list):
+        return rows
+    return [{name: value for name, value in row.items() if name != 'milliseconds'} for row in rows]
+
+
 def compare(alone, killed):
     """Return what differs between two workdirs, one line each."""
     wrong = []
@@ -135,7 +179,7 @@ def compare(alone, killed):
             wrong.append(f'{path.parent.name}/metrics.jsonl has other losses')
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (alone, killed)]
     for name in ('numbers', 'curve', 'held_out_curve', 'adapted_minus_larger'):
-        if reports[0][name] != reports[1][name]:
+        if untimed(reports[0][name]) != untimed(reports[1][name]):
             wrong.append(f'other {name} in report.json')
     names = [{str(path.relative_to(folder)) for path in folder.rglob('*')} for folder in (alone, killed)]
     for name in names[0] - names[1]:
@@ -154,14 +198,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=40)
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--everything', action='store_true', help="train with every piece of today's recipes")
     parser.add_argument('--folder', help='where to work; a temporary one by default')
     parser.add_argument('--json', help='file for the table')
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix='fixres_soak_'))
     folder.mkdir(parents=True, exist_ok=True)
-    rng, cache = random.Random(args.seed), folder / 'cache'
-    finish(folder / 'warm', cache)
-    limit = finish(folder / 'alone', cache)
+    rng = random.Random(args.seed)
+    options = (*OPTIONS, *(EVERYTHING if args.everything else ()), f'--config.compilation_cache={folder / "cache"}')
+    finish(folder / 'warm', options)
+    limit = finish(folder / 'alone', options)
     print(f'A run left alone takes {limit:.0f} s.', flush=True)
     killed, rounds, wrong, table = 0, 0, [], collections.Counter()
     while killed < args.kills and not wrong:
@@ -169,16 +215,17 @@ def main():
         workdir = folder / f'round{rounds}'
         while killed < args.kills:
             moment = rng.choice(MOMENTS) if rng.random() < 0.5 else None
-            what = kill_once(workdir, cache, rng, limit, moment)
+            what = kill_once(workdir, options, rng, limit, moment)
             if what is None:
                 break
             killed += 1
             table[what] += 1
             print(f'kill {killed} in round {rounds}: {what}', flush=True)
-        finish(workdir, cache)
+        finish(workdir, options)
         wrong = compare(folder / 'alone', workdir)
         print(f'round {rounds} ended: {"; ".join(wrong) or "the same as the run left alone"}', flush=True)
-        result = {'kills': killed, 'rounds': rounds, 'seed': args.seed, 'differences': wrong, 'killed_while': table}
+        result = {'everything': args.everything, 'kills': killed, 'rounds': rounds, 'seed': args.seed}
+        result |= {'differences': wrong, 'killed_while': table}
         if args.json:
             Path(args.json).write_text(json.dumps(result, indent=2) + '\n')
     print(json.dumps(result, indent=2))

@@ -134,6 +134,7 @@ def get_config() -> Config:
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs
     c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all
+    c.adapt.prior_images = 0  # that the old statistics count as, to blend the new ones with them; 0: replace them
     c.adapt.flip = False  # embed the mirror images too
     c.adapt.copies = 0  # augmented copies of each image to embed too: flip, jitter 0.05, horizontally shifted crop
     c.adapt.cache_dtype = 'float32'  # of embeddings: float32, bfloat16
@@ -151,11 +152,16 @@ def get_config() -> Config:
     c.published.baseline = 0.0  # top-1 in percent without the method; 0: not published
     c.published.adapted = 0.0  # with it; 0: not published
 
-    c.study = ''  # of task=analyze: regions, activations, ablation, grid
+    # Of task=analyze: regions, activations, ablation, cost, robustness, grid; a recipe makes it for its report too.
+    c.study = ''
     c.analyze = ConfigDict()
-    c.analyze.images = 2000  # test images for the activations' distributions, at most
+    c.analyze.images = 2000  # test images for the activations' distributions and of study=robustness, at most
     c.analyze.epochs = 1.0  # of the ablation's fine-tuning of BatchNorm's scale and bias; 0: without
     c.analyze.runs = ()  # workdirs of the recipe, for study=grid
+    c.analyze.corruptions = ()  # of study=robustness: kinds such as 'fog'; (): all
+    c.analyze.strengths = (1, 2, 3, 4, 5)  # of those
+    c.analyze.variants = ()  # of study=robustness: other test images, such as 'sketch=tfds:imagenet_sketch'
+    c.analyze.prior_images = 256  # of study=robustness: adapt.prior_images of the network with blended statistics
 
     c.finetune = ConfigDict()
     c.finetune.augmentation = 'test'  # test: the test transform; v2: flip, jitter 0.05, horizontally shifted crop

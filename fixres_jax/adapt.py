@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--out', default='adapted.safetensors', help='.safetensors, .pth or a folder; default: adapted.safetensors')
     add('--flip', action='store_true', help='use the mirror images too')
     add('--copies', type=int, default=0, help='augmented copies of each image to use too')
+    add('--prior-images', type=int, default=0, help='that the old statistics count as, to be blended in; default: 0')
     add('--batch-size', type=int, default=0, help='images at once; default: what suits the devices')
     add('--seed', type=int, default=0)
     return parser
@@ -71,7 +72,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from fixres_jax.machines import compilation
     from fixres_jax.runs import alone
 
-    names = ('flip', 'copies', 'batch_size', 'seed', 'reset_head', 'solver')
+    names = ('flip', 'copies', 'prior_images', 'batch_size', 'seed', 'reset_head', 'solver')
     options = {name: getattr(arguments, name) for name in names}
     net = library.named(arguments.network)
     with (

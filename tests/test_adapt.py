@@ -31,9 +31,9 @@ SGD = optimization(
     repeats=1,
 )  # fmt: skip
 HOW = adapt.Adaptation(
-    batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(0.0, 1e-3, 1e-1), max_iterations=60,
-    optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, sweep_images=1000,
-    unseen=True,
+    batch_norm=LAYER, statistics_images=48, prior_images=0, solver='lbfgs', weight_decays=(0.0, 1e-3, 1e-1),
+    max_iterations=60, optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0,
+    sweep_images=1000, unseen=True,
 )  # fmt: skip
 
 
@@ -175,6 +175,36 @@ def test_layers_are_measured_in_the_networks_order(network, source, mesh):
     _, batch = apply(model.clone(bn_group_size=None), variables, images, models.Mode(regex, population=True))
     for name, value in found.items():  # one batch of all images is its own reference
         np.testing.assert_allclose(value, trees.flatten(batch['batch_stats'])[name], rtol=1e-3, atol=1e-5)
+
+
+def test_blended_statistics_count_the_old_ones_as_images(network, source, mesh):
+    """Of two layers, the second one's input is what the first one's blended statistics make of the images."""
+    model, variables = network
+    regex, transform = 'layer4/1/bn(1|2)', {0: transforms.make_test(RESOLUTION)}
+    images = sources.subset(source, range(40))
+    old = trees.flatten(variables['batch_stats'])
+
+    def measure(**options):
+        given = Network(model, variables), images, transform, Feed(Runtime(mesh), 20)
+        return statistics.measure(*given, **options)[0]
+
+    replaced, same = measure(batch_norm=regex), measure(batch_norm=regex, prior_images=0)
+    assert all(np.array_equal(replaced[name], same[name]) for name in replaced)
+    first = 'layer4/1/bn1'
+    blended = measure(batch_norm=regex, prior_images=120)
+    for name in (f'{first}/mean', f'{first}/var'):
+        expected = (120 * np.float64(old[name]) + 40 * np.float64(replaced[name])) / 160
+        np.testing.assert_allclose(blended[name], expected, rtol=1e-6)
+        assert blended[name].dtype == np.float32 and not np.allclose(blended[name], replaced[name])
+    changed = Network(model, variables).replaced(
+        {f'batch_stats/{name}': leaf for name, leaf in blended.items() if name.startswith(first)}
+    )
+    last = statistics.measure(changed, images, transform, Feed(Runtime(mesh), 20), batch_norm=LAYER)[0]
+    for name, new in last.items():
+        np.testing.assert_allclose(blended[name], 0.75 * np.float64(old[name]) + 0.25 * np.float64(new), rtol=1e-4)
+    kept = measure(batch_norm=regex, prior_images=10**9)
+    for name, value in kept.items():
+        np.testing.assert_allclose(value, old[name], rtol=1e-5, atol=1e-6)
 
 
 def test_layers_are_ordered_as_they_are_called():

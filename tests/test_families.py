@@ -5,6 +5,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -16,7 +17,7 @@ from fixres_jax import convert, models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.machines import sharding, targets
-from fixres_jax.models import EVAL, TRAIN, Mode
+from fixres_jax.models import EVAL, TRAIN, Mode, layers
 from fixres_jax.runs import dry_run, recipe, settings
 from fixres_jax.training import state
 from fixres_jax.training.optimization import make_sgd
@@ -155,6 +156,41 @@ def test_dropout_and_drop_path_by_their_distribution(family):
         np.testing.assert_allclose(mean, calm[0], atol=0.25 * np.abs(calm).max() + 0.05)
 
 
+@pytest.mark.parametrize(
+    'family',
+    [
+        pytest.param(f, marks=[] if name.startswith('resnet') else [pytest.mark.slow], id=name)
+        for name, f in FAMILIES.items()
+        if 'drop_path' in models.find(f.small).options
+    ],
+)
+def test_each_block_has_the_rate_of_drop_path_that_timms_has(family):
+    timm_side = reference(family)
+    if family.small in timm_side.OTHERS:
+        pytest.skip('timm has no such network')
+    reference_model = timm_side.create(family.small, drop_path_rate=0.3)
+    theirs = {
+        name.replace('.', '/'): layer.drop_prob
+        for name, layer in reference_model.named_modules()
+        if type(layer).__name__ == 'DropPath'
+        and layer.drop_prob
+        # A block without a shortcut has one too, and leaves it alone.
+        and getattr(reference_model.get_submodule(name.rpartition('.')[0]), 'has_skip', True)
+    }
+    ours = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, layers.DropPath) and context.module.rate:
+            ours['/'.join(context.module.path)] = context.module.rate
+        return call(*args, **kwargs)
+
+    model = models.create(family.small, drop_path=0.3)
+    with nn.intercept_methods(note):
+        model.shapes()
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert max(ours.values()) > 0.2
+
+
 @each_family
 def test_members_name_the_classifier_and_layers_that_are_there(family):
     for rule in ('code', 'paper'):
@@ -164,8 +200,8 @@ def test_members_name_the_classifier_and_layers_that_are_there(family):
         assert row.note
         selected, _ = trees.split(shapes['params'], regexes['trainable'])
         assert {f'{row.classifier}/kernel', f'{row.classifier}/bias'} <= trees.flatten(selected).keys()
-        layers = models.batch_norm_layers(shapes['batch_stats'], regexes['batch_norm'])
-        assert bool(layers) == bool(regexes['batch_norm'])
+        selected = models.batch_norm_layers(shapes['batch_stats'], regexes['batch_norm'])
+        assert bool(selected) == bool(regexes['batch_norm'])
 
 
 @each_family
@@ -249,6 +285,6 @@ def _assert_only_changed(before, after, regexes, *, all_of_it=False):
     changed = {name for name in flat if not np.array_equal(flat[name], new[name])}
     selected, _ = trees.split(before['params'], regexes['trainable'])
     may = {f'params/{name}' for name in trees.flatten(selected)}
-    layers = models.batch_norm_layers(before['batch_stats'], regexes['batch_norm'])
-    may |= {f'batch_stats/{layer}/{name}' for layer in layers for name in ('mean', 'var')}
+    moved = models.batch_norm_layers(before['batch_stats'], regexes['batch_norm'])
+    may |= {f'batch_stats/{layer}/{name}' for layer in moved for name in ('mean', 'var')}
     assert changed == may if all_of_it else changed <= may

@@ -31,6 +31,7 @@ COMMANDS = {
 DATA_MAY_IMPORT = {
     'numba',
     'numpy',
+    'scipy',
     'PIL',
     'grain',
     'etils',

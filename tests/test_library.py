@@ -80,6 +80,16 @@ def test_only_the_last_statistics_and_the_classifier_change(nets):
     assert changed == {'params/head', 'batch_stats/norm'}
 
 
+def test_an_adaptation_blends_the_old_statistics_with_the_new(nets, tiny_folder):
+    how = {'resolution': 48, 'held_out': 0, 'solver': 'lbfgs', 'weight_decays': (1e-2,), 'max_iterations': 3}
+    replaced, blended = (fixres_jax.adapt(nets[0], tiny_folder, **how, prior_images=prior) for prior in (0, 96))
+    assert (replaced.record['prior_images'], blended.record['prior_images']) == (0, 96)
+    old, new, mixed = (net.variables['batch_stats']['norm'] for net in (nets[0], replaced, blended))
+    for name in ('mean', 'var'):  # of 32 images, which fill a batch
+        np.testing.assert_allclose(mixed[name], 0.75 * old[name] + 0.25 * new[name], rtol=1e-5, atol=1e-6)
+        assert not np.allclose(old[name], new[name], rtol=0.01)
+
+
 def test_a_prediction_is_the_networks_own(nets, tiny_folder):
     _, adapted = nets
     paths = sorted((tiny_folder / 'val').rglob('*.jpg'))[:3]
@@ -204,9 +214,10 @@ def command(name, *arguments):
 def test_evaluate_from_the_command_line(saved, tiny_folder, tmp_path, capsys):
     networks = [saved / 'network', saved / 'adapted.safetensors']
     assert command('evaluate', *networks, tiny_folder, '--resolutions', 48, '--csv', tmp_path / 'r.csv') == 0
-    assert str(networks[1]) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'adapted.safetensors' in printed and str(saved) not in printed
     with open(tmp_path / 'r.csv') as file:
-        assert [row['model'] for row in csv.DictReader(file)] == list(map(str, networks))
+        assert [row['model'] for row in csv.DictReader(file)] == ['network', 'adapted.safetensors']
 
 
 def test_predict_from_the_command_line(saved, tiny_folder, tmp_path, capsys):

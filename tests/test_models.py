@@ -11,10 +11,11 @@ import pytest
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
-from fixres_jax.models import EVAL, TRAIN, Mode, layers, mpncov, resnet
+from fixres_jax.models import EVAL, TRAIN, Mode, layers, mpncov, resnet, resnetv2
 from fixres_jax.models.architecture import IMAGENET_MEAN, IMAGENET_STD
 from fixres_jax.models.layers import Classifier
 from fixres_jax.models.resnet import BasicBlock, BatchNorm, ResNet
+from fixres_jax.models.stages import make_stage
 
 
 def shapes(name, **options):
@@ -272,3 +273,42 @@ def test_channel_attention_gates_by_the_means_of_neighbours():
     expected = x / (1 + np.exp(-np.asarray(gate)))[:, None, None]
     found = layer.apply({'params': {'conv': {'kernel': kernel.reshape(3, 1, 1)}}}, x)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('block', [BasicBlock, resnet.Bottleneck, resnetv2.Block])
+def test_drop_path_leaves_the_shortcut_and_doubles_what_stays(block):
+    basic = {'planes': 8 // getattr(block, 'expansion', 1), 'inner': 8, 'groups': 1, 'average': False}
+    basic |= {'gate': resnet.no_gate, 'zero_init_residual': False}
+    own = {'features': 8} if block is resnetv2.Block else basic
+    ends = {BasicBlock: 'bn2', resnet.Bottleneck: 'bn3', resnetv2.Block: 'conv3'}[block]
+    layer = block(**own, stride=1, bn_group_size=None, drop_path=0.5)
+    x = np.abs(np.random.default_rng(0).normal(size=(16, 4, 4, 8))).astype(np.float32)  # as after a ReLU
+    variables = jax.jit(layer.init, static_argnums=2)(jax.random.key(0), x, EVAL)
+    doubled = variables['params'] | {ends: jax.tree.map(lambda leaf: 2 * leaf, variables['params'][ends])}
+    run = partial(layer.apply, rngs={'dropout': jax.random.key(1)})
+    found = np.asarray(run(variables, x, Mode(drop_path=True)))
+    twice = np.asarray(run(variables | {'params': doubled}, x, EVAL))
+    dropped = (found == x).all((1, 2, 3))
+    assert 0 < dropped.sum() < 16
+    np.testing.assert_allclose(found[~dropped], twice[~dropped], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(run(variables, x, EVAL), run(variables, x, Mode(dropout=True)))
+
+
+def test_drop_path_is_drawn_again_the_same_where_activations_are_computed_again():
+    options = {'planes': 4, 'inner': 4, 'groups': 1, 'bn_group_size': None, 'zero_init_residual': False}
+    options |= {'average': False, 'gate': resnet.no_gate}
+    x = np.random.default_rng(0).normal(size=(8, 3, 3, 4)).astype(np.float32)
+
+    def gradient(remat):
+        stage = make_stage(BasicBlock, 2, 1, options, remat, drop_paths=(0.5, 0.5))
+        variables = jax.jit(stage.init, static_argnums=2)(jax.random.key(0), x, EVAL)
+
+        def loss(x):
+            outputs, _ = stage.apply(variables, x, TRAIN, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+            return jnp.square(outputs).sum()
+
+        return jax.jit(jax.grad(loss))(x)
+
+    plain = gradient('')
+    for remat in ('block', 'stage'):
+        np.testing.assert_allclose(gradient(remat), plain, rtol=1e-4, atol=1e-5)

@@ -124,6 +124,14 @@ def test_a_rejected_adaptation_is_said_and_is_no_row_and_no_interval():
     assert findings.curve_table(value)[0] == ('test resolution', 'not adapted, top-1 (%)')
 
 
+def test_blended_statistics_are_said():
+    value = made()
+    assert 'from 9 training images, then the classifier' in findings.adaptation_sentence(value)
+    value['adaptation']['prior_images'] = 1024
+    expected = 'from 9 training images blended with the old ones, which count as 1,024, then the classifier'
+    assert expected in findings.adaptation_sentence(value)
+
+
 def test_a_rejected_control_leaves_all_of_the_gain_to_resolution():
     value = made(control=True)
     assert 'Refitting alone, at 48, was rejected' in findings.verdict(value)

@@ -17,7 +17,7 @@ from fixres_jax.data.sources import Splits
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
-from fixres_jax.studies import ablation, advice, sizes
+from fixres_jax.studies import ablation, advice, robustness, sizes
 from fixres_jax.studies.study import Pair, Subject
 from fixres_jax.training.train import Writing
 from fixres_jax.weights.network import Network
@@ -29,9 +29,9 @@ SGD = optimization(
     repeats=1,
 )  # fmt: skip
 HOW = adapt.Adaptation(
-    batch_norm=LAYER, statistics_images=48, solver='lbfgs', weight_decays=(1e-3,), max_iterations=30, optimization=SGD,
-    flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0, sweep_images=1000,
-    unseen=True,
+    batch_norm=LAYER, statistics_images=48, prior_images=0, solver='lbfgs', weight_decays=(1e-3,),
+    max_iterations=30, optimization=SGD, flip=False, copies=0, cache_dtype='float32', cache_gigabytes=1.0,
+    sweep_images=1000, unseen=True,
 )  # fmt: skip
 AT = {size: transforms.make_test(size) for size in (32, 48)}
 
@@ -159,6 +159,19 @@ def test_figures_need_only_what_is_saved(tmp_path):
             },
             {},
         ),
+        'robustness': (
+            {
+                'train_resolution': 32, 'test_resolution': 48, 'strengths': [1, 3], 'prior_images': 9,
+                'rows': [
+                    {
+                        'data': data, 'count': 9, 'top1': dict.fromkeys(robustness.CELLS, 50.0),
+                        'differences': dict.fromkeys(robustness.DIFFERENCES, change),
+                    }
+                    for data in ('clean', 'gaussian_noise', robustness.MEAN)
+                ],
+            },
+            {},
+        ),
         'grid': ({'rows': [{'train_resolution': 32, 'curve': [point | {'resolution': r} for r in (32, 48)]}]}, {}),
     }  # fmt: skip
     assert saved.keys() == studies.STUDIES.keys()
@@ -167,4 +180,4 @@ def test_figures_need_only_what_is_saved(tmp_path):
         write_arrays(tmp_path / 'studies' / f'{name}.npz', arrays)
         studies.draw(epath.Path(tmp_path), name)
     drawn = {path.stem for path in (tmp_path / 'plots').iterdir()}
-    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'grid'}
+    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'robustness', 'grid'}

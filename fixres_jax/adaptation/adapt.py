@@ -44,6 +44,7 @@ class AdaptationSection(Section):
         ),
         'max_iterations': sections.least(1, 100),
         'statistics_images': sections.least(1, 10000),
+        'prior_images': sections.least(0, 256),
         'copies': sections.least(0, 0),
         'cache_dtype': sections.one_of(('float32', 'bfloat16')),
         'cache_gigabytes': sections.least(0, 8.0),
@@ -54,6 +55,7 @@ class AdaptationSection(Section):
     weight_decays: tuple[float, ...]
     max_iterations: int
     statistics_images: int
+    prior_images: int
     flip: bool
     copies: int
     cache_dtype: str
@@ -77,6 +79,7 @@ class Adaptation(AdaptationSection):
       weight_decays: what L-BFGS chooses from.
       max_iterations: of L-BFGS.
       statistics_images: training images to measure the statistics on, at most.
+      prior_images: that the old statistics count as, which are blended with the measured ones; 0 to replace them.
       flip: embed the mirror images too.
       copies: augmented copies of each image to embed too (transform 'v2').
       cache_dtype: of the embeddings, 'float32' or 'bfloat16'.
@@ -134,7 +137,8 @@ def adapt(
     # 1. The statistics of the last BatchNorm at each test resolution, from a part of the training images.
     began = time.monotonic()
     sampled = statistics.sample(images.train, how.statistics_images, seed)
-    by_resolution = statistics.measure(network, sampled, test_transforms, feed, batch_norm=how.batch_norm)
+    how_measured = {'batch_norm': how.batch_norm, 'prior_images': how.prior_images}
+    by_resolution = statistics.measure(network, sampled, test_transforms, feed, **how_measured)
     seconds = {'statistics': time.monotonic() - began}
 
     # 2. One pass of the trunk over all training images, and one over the held-out ones under both statistics.
@@ -184,6 +188,7 @@ def _cost(
     return {
         'batch_norm': list(layers),
         'statistics_images': len(sampled),
+        'prior_images': how.prior_images,
         'images': len(images.train),
         'images_seen': seen,
         'passes': seen / len(images.train),

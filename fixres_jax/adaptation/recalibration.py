@@ -22,6 +22,7 @@ def recalibrate(
     batch_norm: str = '.*',
     at_once: bool = False,
     seed: int | None = None,
+    prior_images: int = 0,
 ) -> Network:
     """Return a network whose BatchNorm layers have the mean and the variance of their inputs over a source.
 
@@ -34,6 +35,7 @@ def recalibrate(
       at_once: all layers in one pass, see `statistics.measure`; otherwise a pass for each, in the network's order, and
         the statistics are those of what the layers see of the images in evaluation.
       seed: of the augmentation, if the transform is one of training.
+      prior_images: images that the old statistics count as, which are blended with those; 0 to replace them.
     """
     size = even_batch(len(source), feed.batch_size, feed.mesh.size)
     left_out = len(source) - len(source) // size * size if len(source) >= size else 0
@@ -42,7 +44,8 @@ def recalibrate(
     if at_once:
         # Folders come class by class, and the statistics of a batch of few classes are not those of the images.
         source = sources.subset(source, np.random.default_rng(0).permutation(len(source)))
-    feed, how = dataclasses.replace(feed, batch_size=size), {'batch_norm': batch_norm, 'at_once': at_once, 'seed': seed}
+    feed = dataclasses.replace(feed, batch_size=size)
+    how = {'batch_norm': batch_norm, 'at_once': at_once, 'seed': seed, 'prior_images': prior_images}
     found = statistics.measure(network, source, {'only': transform}, feed, **how)['only']
     placed = feed.runtime.place(found)
     return network.replaced({f'batch_stats/{name}': leaf for name, leaf in placed.items()})

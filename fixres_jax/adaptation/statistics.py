@@ -35,6 +35,7 @@ def measure(
     batch_norm: str,
     at_once: bool = False,
     seed: int | None = None,
+    prior_images: int = 0,
 ) -> dict[Any, dict[str, np.ndarray]]:
     """Measure the exact mean and variance of the inputs of BatchNorm layers over all whole batches of a source.
 
@@ -50,10 +51,12 @@ def measure(
       batch_norm: regex of the layers.
       at_once: see above.
       seed: of the augmentation, for one transform of training images; None for test transforms, which draw nothing.
+      prior_images: images that the network's own statistics count as, see `blend`; 0 to replace them.
 
     Returns:
       key -> {'layer4/2/bn3/mean': float32[C], 'layer4/2/bn3/var': float32[C], ...}: population values, of all positions
-      of all images. The batches differ by nothing in size, so their moments average without weights.
+      of all images. The batches differ by nothing in size, so their moments average without weights. With
+      `prior_images` they are blended with the network's own, layer by layer: later layers see what that makes.
     """
     devices = feed.mesh.size
     batch_size = max(devices, min(feed.batch_size, len(source)) // devices * devices)
@@ -62,6 +65,8 @@ def measure(
     whole = sources.subset(source, np.arange(num_batches * batch_size) % len(source))
     statistics: dict[Any, dict[str, np.ndarray]] = {key: {} for key in transforms}
     layers = _in_order(network.model, models.batch_norm_layers(network.variables['batch_stats'], batch_norm))
+    own = trees.flatten(network.variables['batch_stats']) if prior_images else {}
+    num_images = min(len(source), num_batches * batch_size)
     for together in [layers] if at_once and layers else [(layer,) for layer in layers]:
         step = _make_moments(network.model, together, feed.mesh)
         # (key, layer) -> float64[2, C], of the batches' means and mean squares
@@ -73,9 +78,27 @@ def measure(
                     sums[key, layer] = sums[key, layer] + np.stack([mean, var + mean**2])
         for (key, layer), total in sums.items():
             mean, square = total / num_batches
-            statistics[key][f'{layer}/mean'] = np.float32(mean)
-            statistics[key][f'{layer}/var'] = np.float32(np.maximum(square - mean**2, 0.0))
+            found = {f'{layer}/mean': mean, f'{layer}/var': np.maximum(square - mean**2, 0.0)}
+            if prior_images:
+                found = {
+                    name: blend(np.asarray(own[name]), new, num_images, prior_images) for name, new in found.items()
+                }
+            statistics[key] |= {name: np.float32(value) for name, value in found.items()}
     return statistics
+
+
+def blend(old: np.ndarray, new: np.ndarray, num_images: int, prior_images: int) -> np.ndarray:
+    """Return old statistics, counted as some images, blended with new ones: means and variances alike.
+
+    Source: equation 2 of Schneider et al., "Improving robustness against common corruptions by covariate shift
+    adaptation", NeurIPS 2020, whose N is `prior_images` and n `num_images`. The variance is the blend of the variances,
+    not that of the images together, which would add a term of the distance of the means.
+
+    >>> float(blend(np.array(1.0), np.array(5.0), num_images=32, prior_images=96))
+    2.0
+    """
+    share = prior_images / (prior_images + num_images)
+    return share * np.float64(old) + (1 - share) * np.float64(new)
 
 
 def _batches(

@@ -18,7 +18,7 @@ _HALF = 1 << (_BITS - 1)
 _LANES = 16  # rows resized together: what a vector register holds
 
 
-def _compiled(function):
+def compiled(function):
     try:
         return numba.njit(function, cache=True, nogil=True)
     except RuntimeError:  # no folder for compiled code can be written: compile in every process
@@ -115,7 +115,7 @@ def look_up(pixels: np.ndarray, tables: np.ndarray) -> np.ndarray:
     return _look_up(np.ascontiguousarray(pixels), tables.astype(np.uint32) << np.array([[0], [8], [16]], np.uint32))
 
 
-@_compiled
+@compiled
 def histogram(pixels):
     """Return how often each level of red, green and blue occurs: int64[3, 256]."""
     counts = np.zeros((3, 256), np.int64)
@@ -146,7 +146,7 @@ def sharpen(pixels: np.ndarray, factor: np.float32) -> np.ndarray:
     return _sharpen(np.ascontiguousarray(pixels), np.float32(factor))
 
 
-@_compiled
+@compiled
 def to_rgb(pixels):
     """Return uint8[H, W, 3] of uint32[H, W]."""
     height, width = pixels.shape
@@ -160,7 +160,7 @@ def to_rgb(pixels):
     return rgb
 
 
-@_compiled
+@compiled
 def _weights(length, size, radius):
     """Return (first pixel, number of pixels, weights times 2**_BITS) of each of `size` results."""
     scale = length / size
@@ -183,7 +183,7 @@ def _weights(length, size, radius):
     return first, count, weights
 
 
-@_compiled
+@compiled
 def _filter(x, radius):
     if radius == 1:
         return 1.0 - x if x < 1.0 else 0.0
@@ -193,12 +193,12 @@ def _filter(x, radius):
     return (((x - 5.0) * x + 8.0) * x - 4.0) * a if x < 2.0 else 0.0
 
 
-@_compiled
+@compiled
 def _clip(value):
     return min(max(value, 0), 255)
 
 
-@_compiled
+@compiled
 def _resize_across(pixels, first, count, weights):
     height, width = pixels.shape
     result = np.empty((height, len(first)), np.uint32)
@@ -227,7 +227,7 @@ def _resize_across(pixels, first, count, weights):
     return result
 
 
-@_compiled
+@compiled
 def _resize_down(rows, first, count, weights):
     """Resize uint8[H, N] to uint8[len(first), N]: all bytes of a row alike."""
     length = rows.shape[1]
@@ -244,13 +244,13 @@ def _resize_down(rows, first, count, weights):
     return result
 
 
-@_compiled
+@compiled
 def _grey(value):
     """Return Pillow's luminance of a pixel."""
     return ((value & 255) * 19595 + ((value >> 8) & 255) * 38470 + ((value >> 16) & 255) * 7471 + 0x8000) >> 16
 
 
-@_compiled
+@compiled
 def _blend(origin, value, factor):
     """Return a pixel whose channels are moved from the grey `origin` by `factor`, in float32 as Pillow computes it."""
     low = np.float32(0.0)
@@ -261,14 +261,14 @@ def _blend(origin, value, factor):
     return np.uint32(np.int32(red) | (np.int32(green) << 8) | (np.int32(blue) << 16))
 
 
-@_compiled
+@compiled
 def _change_brightness(pixels, factor):
     flat = pixels.reshape(-1)
     for place in range(len(flat)):
         flat[place] = _blend(np.int32(0), np.int32(flat[place]), factor)
 
 
-@_compiled
+@compiled
 def _change_contrast(pixels, factor):
     flat = pixels.reshape(-1)
     total = 0
@@ -279,7 +279,7 @@ def _change_contrast(pixels, factor):
         flat[place] = _blend(mean, np.int32(flat[place]), factor)
 
 
-@_compiled
+@compiled
 def _change_saturation(pixels, factor):
     flat = pixels.reshape(-1)
     for place in range(len(flat)):
@@ -287,7 +287,7 @@ def _change_saturation(pixels, factor):
         flat[place] = _blend(np.int32(_grey(value)), value, factor)
 
 
-@_compiled
+@compiled
 def _look_up(pixels, tables):
     height, width = pixels.shape
     result = np.empty((height, width), np.uint32)
@@ -298,7 +298,7 @@ def _look_up(pixels, tables):
     return result
 
 
-@_compiled
+@compiled
 def _warp(pixels, matrix, outside):
     height, width = pixels.shape
     result = np.empty((height, width), np.uint32)
@@ -322,7 +322,7 @@ def _warp(pixels, matrix, outside):
     return result
 
 
-@_compiled
+@compiled
 def _between(corners, shift, right, below):
     """Return a channel between four pixels, in float64 as Pillow computes it."""
     a, b = np.int32((corners[0] >> shift) & 255), np.int32((corners[1] >> shift) & 255)
@@ -331,7 +331,7 @@ def _between(corners, shift, right, below):
     return np.uint32(high + (low - high) * below) << np.uint32(shift)
 
 
-@_compiled
+@compiled
 def _sharpen(pixels, factor):
     height, width = pixels.shape
     result = pixels.copy()

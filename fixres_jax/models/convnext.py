@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fixres_jax.models import layers
 from fixres_jax.models.architecture import Architecture
+from fixres_jax.models.stages import rates_of_stages
 
 LayerNorm = functools.partial(layers.LayerNorm, 1e-6)
 # Liu et al. 2022: the kernels of all convolutions begin as those of the linear layers.
@@ -100,11 +101,9 @@ class Stages(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mode: layers.Mode) -> jax.Array:
-        rates = layers.linear_rates(self.drop_path, sum(self.depths))
+        rates = rates_of_stages(self.drop_path, self.depths)
         stage = nn.remat(Stage) if self.remat == 'stage' else Stage
-        for i, depth in enumerate(self.depths):
-            before = sum(self.depths[:i])
-            own = tuple(rates[before : before + depth])
+        for i, own in enumerate(rates):
             x = stage(self.width * 2**i, self.response_norm, own, self.remat, name=str(i))(x, mode)
         return x
 

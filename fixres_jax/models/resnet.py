@@ -23,7 +23,7 @@ from fixres_jax.models.resnet_blocks import (
     no_gate,
     squeeze_excite,
 )
-from fixres_jax.models.stages import make_stage
+from fixres_jax.models.stages import make_stage, rates_of_stages
 
 
 def average_pool(x: jax.Array, mode: layers.Mode, bn_group_size: int | None) -> tuple[jax.Array, jax.Array]:
@@ -54,6 +54,7 @@ class ResNet(nn.Module):
       average: as in `Downsample`.
       gate: as in `BasicBlock`.
       last_stride: of the last stage.
+      drop_path: rate of the branch of the last block left out in training; earlier blocks' are in proportion.
       pool: function (maps, mode, bn_group_size) -> (features, embedding), as `average_pool`.
     """
 
@@ -74,6 +75,7 @@ class ResNet(nn.Module):
     average: bool = False
     gate: Gate = no_gate
     last_stride: int = 2
+    drop_path: float = 0.0
     pool: Callable[..., tuple[jax.Array, jax.Array]] = average_pool
 
     @nn.compact
@@ -100,6 +102,7 @@ class ResNet(nn.Module):
             x = StridedConv(self.bn_group_size, name='maxpool')(x, mode)
         else:
             x = layers.max_pool(x, 3, 2, layers.symmetric)
+        rates = rates_of_stages(self.drop_path, self.depths)
         for i, depth in enumerate(self.depths):
             planes = self.width * 2**i
             options = {
@@ -112,7 +115,8 @@ class ResNet(nn.Module):
                 'gate': self.gate,
             }
             stride = (1, 2, 2, self.last_stride)[i]
-            x = make_stage(self.block, depth, stride, options, self.remat, name=f'layer{i + 1}')(x, mode)
+            others = {'drop_paths': rates[i], 'name': f'layer{i + 1}'}
+            x = make_stage(self.block, depth, stride, options, self.remat, **others)(x, mode)
         x, embedding = self.pool(x, mode, self.bn_group_size)
         logits = layers.Classifier(self.num_classes, name='fc')(embedding)
         return logits, {'features': x, 'embedding': embedding}
@@ -144,7 +148,7 @@ def row(
     stem = 'conv1/6' if options.get('deep_stem') else 'conv1'
     return Architecture(
         functools.partial(create_resnet, *shape, **options), 'fc', stem, last_batch_norm,
-        options={'zero_init_residual': False}, note=note or NOTE, **(usual or {}),
+        options={'zero_init_residual': False, 'drop_path': 0.0}, note=note or NOTE, **(usual or {}),
     )  # fmt: skip
 
 

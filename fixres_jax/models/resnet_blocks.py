@@ -68,6 +68,7 @@ class BasicBlock(nn.Module):
       zero_init_residual: start the last BatchNorm's scale from zero.
       average: as in `Downsample`.
       gate: of the branch, after its last BatchNorm.
+      drop_path: rate of `layers.DropPath` on the branch, after its gate.
     """
 
     planes: int
@@ -78,6 +79,7 @@ class BasicBlock(nn.Module):
     zero_init_residual: bool
     average: bool
     gate: Gate
+    drop_path: float
     expansion = 1
 
     @nn.compact
@@ -100,6 +102,7 @@ class Bottleneck(nn.Module):
     zero_init_residual: bool
     average: bool
     gate: Gate
+    drop_path: float
     expansion = 4
 
     @nn.compact
@@ -115,7 +118,7 @@ class Bottleneck(nn.Module):
 
 def _join(block: BasicBlock | Bottleneck, x: jax.Array, y: jax.Array, mode: layers.Mode) -> jax.Array:
     """Return what a block gives out, of what came in and its branch."""
-    y = block.gate(y)
+    y = layers.DropPath(block.drop_path, name='drop_path')(block.gate(y), mode)
     if x.shape[-1] != y.shape[-1]:
         x = Downsample(y.shape[-1], block.stride, block.average, block.bn_group_size, name='downsample')(x, mode)
     return nn.relu(x + y)
