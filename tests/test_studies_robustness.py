@@ -147,7 +147,7 @@ def test_the_table_and_the_sentence_tell_resolution_from_adaptation(made):
     assert rows[2][0] == 'gaussian noise' and all(len(one) == len(header) == 11 for one in rows)
     assert tables.markdown((header, rows))
     caption = study.pictures['robustness'].says(numbers)
-    assert 'Trained at 32, larger is 48. 24 test images' in caption and 'strengths 1, 5' in caption
+    assert 'Trained at 32, larger is 48. 24 test images' in caption and 'the strengths 1, 5' in caption
     without = numbers | {'rows': [row(numbers, 'clean')]}
     assert 'orruption' not in study.pictures['robustness'].says(without)
 

@@ -221,9 +221,13 @@ def _sentence(numbers: Numbers) -> str:
     )
     if MEAN not in found:
         return text
+    change = {name: value['difference'] for name, value in found[MEAN].items()}
     strengths = ', '.join(map(str, numbers['strengths']))
-    parts = [f'{DIFFERENCES[name][2]} {found[MEAN][name]["difference"]:+.2f}' for name in list(DIFFERENCES)[:3]]
-    return f'{text} Corruptions: means over strengths {strengths}. In their mean: {", ".join(parts)} points.'
+    return (
+        f'{text} Corruptions are means over the strengths {strengths}. In their mean the larger size alone changes '
+        f'top-1 by {change["resolution"]:+.2f} points, the adaptation by {change["adaptation"]:+.2f} there and by '
+        f'{change["refitting"]:+.2f} at the training size.'
+    )
 
 
 STUDY = Study(
