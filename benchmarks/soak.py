@@ -156,6 +156,13 @@ def networks(workdir):
     return found
 
 
+def untimed(rows):
+    """Return what a report holds but for what it measured of the machine."""
+    if not isinstance(rows, list):
+        return rows
+    return [{name: value for name, value in row.items() if name != 'milliseconds'} for row in rows]
+
+
 def compare(alone, killed):
     """Return what differs between two workdirs, one line each."""
     wrong = []
@@ -172,7 +179,7 @@ def compare(alone, killed):
             wrong.append(f'{path.parent.name}/metrics.jsonl has other losses')
     reports = [json.loads((folder / 'report.json').read_text()) for folder in (alone, killed)]
     for name in ('numbers', 'curve', 'held_out_curve', 'adapted_minus_larger'):
-        if reports[0][name] != reports[1][name]:
+        if untimed(reports[0][name]) != untimed(reports[1][name]):
             wrong.append(f'other {name} in report.json')
     names = [{str(path.relative_to(folder)) for path in folder.rglob('*')} for folder in (alone, killed)]
     for name in names[0] - names[1]:
@@ -217,7 +224,8 @@ def main():
         finish(workdir, options)
         wrong = compare(folder / 'alone', workdir)
         print(f'round {rounds} ended: {"; ".join(wrong) or "the same as the run left alone"}', flush=True)
-        result = {'kills': killed, 'rounds': rounds, 'seed': args.seed, 'differences': wrong, 'killed_while': table}
+        result = {'everything': args.everything, 'kills': killed, 'rounds': rounds, 'seed': args.seed}
+        result |= {'differences': wrong, 'killed_while': table}
         if args.json:
             Path(args.json).write_text(json.dumps(result, indent=2) + '\n')
     print(json.dumps(result, indent=2))

@@ -5,7 +5,8 @@ Command:   python -m fixres_jax.main --config configs/resnet50_a3.py --workdir D
 Hardware:  4 accelerators; batch 2048, BatchNorm in groups of 512 images, as its authors on 4 GPUs.
 Accuracy:  published, nothing adapted: 75.994 at 160 and 78.052 at 224, of the weights resnet50.a3_in1k of timm. Not
            run here.
-Different: images are resized by bicubic interpolation alone, where timm takes bilinear for half of them.
+Different: images are resized and warped by bicubic interpolation alone, where timm takes bilinear for half of them.
+           2 % of the images are held out to choose on (data.held_out_fraction).
 Time:      not measured here. `python -m fixres_jax.dryrun` estimates it for a topology.
 Source:    Wightman, Touvron and Jégou 2021, table 2; the learning rate that the warm-up begins with is timm's.
 """

@@ -1,33 +1,22 @@
 """The average of the parameters: timm's and torch's over ten steps, kept and resumed bit by bit."""
 
 import dataclasses
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
-from fixres_jax.core import sections, trees
-from fixres_jax.data import sources, transforms
-from fixres_jax.machines import preemption, sharding
-from fixres_jax.machines.runtime import Runtime
+from fixres_jax.core import trees
+from fixres_jax.machines import sharding
 from fixres_jax.models import Mode
-from fixres_jax.training import state, train
+from fixres_jax.training import state
 from fixres_jax.training.averaging import Average
-from fixres_jax.training.optimization import Training, make_sgd
-from fixres_jax.training.step import make_train_step
-from fixres_jax.weights import checkpoint
+from fixres_jax.training.optimization import make_sgd
+from fixres_jax.training.step import Procedure, make_train_step
 from fixres_jax.weights.checkpoint import Checkpoints
-from fixres_jax.weights.network import Network
 from toy import make_toy
 
-ROOT = Path(__file__).resolve().parent.parent
 TX = make_sgd(lambda step: 0.1, momentum=0.9, weight_decay=0.0)
 
 
@@ -89,7 +78,7 @@ def test_a_step_moves_the_average_of_what_trains_and_a_checkpoint_keeps_it_bit_b
     trainable, rng = '(middle|head)/.*', np.random.default_rng(0)
     batch = {'image': rng.integers(0, 256, (8, 12, 12, 3), dtype=np.uint8), 'label': np.arange(8, dtype=np.int32) % 4}
     kept = {'mesh': mesh, 'averages': True}
-    step = make_train_step(model, TX, trainable, Mode('.*'), mesh=mesh, average=average)
+    step = make_train_step(model, TX, trainable, Mode('.*'), mesh=mesh, procedure=Procedure(average=average))
 
     def advance(now, steps):
         for _ in range(steps):
@@ -118,79 +107,3 @@ def test_without_an_average_a_state_is_what_it_is_in_checkpoints_without_one():
     blank = state.abstract(model, TX, '.*', mesh=sharding.make_mesh(jax.devices()[:1]))
     assert blank.items['training'].keys() == {'step', 'opt_state'}
     assert blank.ema is None and dataclasses.replace(blank).averaged is not None
-
-
-PIECES = {
-    'mixing': {'mixup': 0.2, 'cutmix': 1.0, 'erasing': 0.5, 'erasing_fill': 'noise'},
-    'ema': {'decay': 0.9, 'warmup': True, 'every_steps': 2},
-}
-
-
-def all_pieces():
-    """Return a Training with every piece that acts on the devices."""
-    defaults = base.get_config().train
-    fields = {'epochs': 2.0, 'batch_size': 16, 'resolution': 16, 'optimizer': 'lamb', 'clip_norm': 1.0, 'loss': 'bce'}
-    fields |= {'lr': 0.01, 'lr_rule': 'none', 'schedule': 'one_cycle', 'warmup_epochs': 1.0, 'layer_decay': 0.8}
-    for name, changes in PIECES.items():
-        fields[name] = defaults[name].to_dict() | changes
-    return sections.fill(Training, defaults.to_dict() | fields)
-
-
-def train_toy(directory, folder):
-    transform = transforms.make_train(16)
-    network, _ = train.run(
-        Network(make_toy(bn_group_size=8), None, {'architecture': 'toy'}),
-        sources.create(str(folder), 'train'),
-        transform,
-        all_pieces(),
-        runtime=Runtime(sharding.make_mesh(jax.devices()[:2]), threads=2),
-        writing=train.Writing(directory, 1, 2, 2, 0),
-        seed=0,
-        title='train',
-    )
-    return jax.device_get(network.variables)
-
-
-@pytest.mark.slow
-def test_a_run_with_every_piece_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatch):
-    straight = train_toy(tmp_path / 'straight', tiny_folder)
-    monkeypatch.setattr(preemption, 'requested', lambda step: step == 3)
-    with pytest.raises(preemption.Preempted):
-        train_toy(tmp_path / 'halting', tiny_folder)
-    monkeypatch.setattr(preemption, 'requested', lambda step: False)
-    resumed = train_toy(tmp_path / 'halting', tiny_folder)
-    jax.tree.map(np.testing.assert_array_equal, straight, resumed)
-    plain, _ = checkpoint.load_model(tmp_path / 'halting')
-    assert not np.array_equal(plain['params']['head']['kernel'], straight['params']['head']['kernel'])
-
-
-@pytest.mark.slow
-def test_a_killed_recipe_with_every_piece_ends_with_the_same_networks(tmp_path):
-    options = [
-        '--config.task=train',
-        '--config.train.epochs=2',
-        '--config.model.width=4',
-        '--config.train.augment=trivial',
-    ]
-    options += [
-        '--config.data.drawings.train=400',
-        '--config.data.drawings.val=64',
-        '--config.checkpoint_every_steps=2',
-    ]
-    for section, changes in PIECES.items():
-        options += [f'--config.train.{section}.{name}={value}' for name, value in changes.items()]
-
-    def start(workdir):
-        command = [sys.executable, '-m', 'fixres_jax.main', '--config', 'configs/quickstart.py', *options]
-        return subprocess.Popen([*command, '--workdir', workdir], cwd=ROOT)
-
-    assert start(tmp_path / 'straight').wait() == 0
-    process = start(tmp_path / 'killed')
-    while process.poll() is None and not (tmp_path / 'killed' / 'train' / 'checkpoints' / '4').exists():
-        time.sleep(0.05)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, 'it had ended before it could be killed'
-    assert start(tmp_path / 'killed').wait() == 0
-    for name in ('train', 'ema'):
-        straight, resumed = (checkpoint.load_model(tmp_path / run / name)[0] for run in ('straight', 'killed'))
-        jax.tree.map(np.testing.assert_array_equal, straight, resumed)

@@ -1,7 +1,10 @@
 """Augmentation policies are torchvision's and timm's: pixels operation by operation, draws by their distribution."""
 
 import collections
+import json
 import pickle
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from fixres_jax.core.errors import UsageError
 from fixres_jax.data import augment, pixels, transforms
 from fixres_jax.data.pipeline import sample_rng
+from goldens import make_augment, make_transforms
 
 BLACK = augment.Warp('bilinear', (0, 0, 0))
 
@@ -93,6 +97,43 @@ def test_operations_are_torchvisions(interpolation):
                         expected = autoaugment._apply_op(image, name, magnitude, mode, None)
                         argument = ours[name].argument(magnitude) if ours[name] else 0.0
                         assert np.array_equal(done(image, name, argument, warp), expected), (name, magnitude)
+
+
+GOLDEN = json.loads((Path(__file__).parent / 'goldens' / 'augment.json').read_text())
+
+
+@pytest.mark.parametrize('policy', ['randaugment', 'trivial', 'augmix'])
+def test_operations_are_torchvisions_as_they_were_frozen(policy):
+    pictures, seen = make_augment.images(), set()
+    for name, number, interpolation, operation, magnitude, expected in GOLDEN['torchvision']:
+        if name == policy:
+            image = pictures[number]
+            size = (image.height, image.width)
+            space = {'trivial': lambda size: augment.trivial_space(), 'augmix': augment.augmix_space}
+            bins = space.get(policy, augment.randaugment_space)(size)[operation]
+            argument = bins.argument(magnitude) if bins else 0.0
+            found = done(image, operation, argument, augment.Warp(interpolation, (0, 0, 0)))
+            assert make_transforms.checksum(found) == expected, (operation, magnitude, interpolation)
+            seen.add(operation)
+    assert len(seen) == (13 if policy == 'augmix' else 14)
+
+
+@pytest.mark.parametrize(
+    ('policy', 'table'), [('rand', augment.TIMM), ('rand-inc1', augment.TIMM_INCREASING)], ids=['rand', 'inc1']
+)
+def test_operations_and_arguments_are_timms_as_they_were_frozen(policy, table):
+    pictures, seen = make_augment.images(), set()
+    for name, number, interpolation, operation, level, coin, value, expected in GOLDEN['timm']:
+        if name == policy:
+            image = pictures[number]
+            drawn = types.SimpleNamespace(random=lambda coin=coin: coin)
+            argument = table[operation](level / 10, drawn, (image.height, image.width))
+            side = {'TranslateX': image.width, 'TranslateY': image.height}.get(operation, 1)
+            assert argument == pytest.approx(value * side), (operation, level)
+            found = done(image, operation, argument, augment.Warp(interpolation, augment.TIMM_FILL))
+            assert make_transforms.checksum(found) == expected, (operation, level, interpolation)
+            seen.add(operation)
+    assert seen == set(table)
 
 
 def test_magnitudes_are_torchvisions():

@@ -158,7 +158,11 @@ def test_dropout_and_drop_path_by_their_distribution(family):
 
 @pytest.mark.parametrize(
     'family',
-    [pytest.param(f, id=name) for name, f in FAMILIES.items() if 'drop_path' in models.find(f.small).options],
+    [
+        pytest.param(f, marks=[] if name.startswith('resnet') else [pytest.mark.slow], id=name)
+        for name, f in FAMILIES.items()
+        if 'drop_path' in models.find(f.small).options
+    ],
 )
 def test_each_block_has_the_rate_of_drop_path_that_timms_has(family):
     timm_side = reference(family)

@@ -14,7 +14,7 @@ from fixres_jax.machines import sharding
 from fixres_jax.models.layers import normalize
 from fixres_jax.training import erasing, mixing, state
 from fixres_jax.training.optimization import make_sgd
-from fixres_jax.training.step import make_train_step
+from fixres_jax.training.step import Procedure, make_train_step
 from toy import make_toy
 
 torch = pytest.importorskip('torch')
@@ -167,6 +167,17 @@ def test_images_that_are_mixed_with_nothing_are_what_the_network_sees_of_uint8()
     assert mixing.make(dataclasses.replace(ALL, erasing=0.0, probability=0.0), mean, std, 4) is None
 
 
+def test_images_that_nothing_happens_to_are_normalized_once():
+    model, rng = make_toy(CLASSES), np.random.default_rng(0)
+    variables = model.init(jax.random.key(0))
+    batch = {'image': rng.integers(0, 256, (4, 12, 12, 3), dtype=np.uint8), 'label': np.arange(4, dtype=np.int32)}
+    nothing = dataclasses.replace(OFF, erasing=1e-12)  # of no image that will be seen
+    left = mixing.make(nothing, model.module.mean, model.module.std, 4)(batch, jax.random.key(0))
+    expected, found = (model.apply(variables, images, models.EVAL)[0] for images in (batch['image'], left['image']))
+    assert jnp.issubdtype(left['image'].dtype, jnp.floating) and np.ptp(expected) > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_steps_depend_on_neither_the_devices_nor_the_parts_of_a_batch():
     model = make_toy(CLASSES, bn_group_size=8)
@@ -181,8 +192,8 @@ def test_steps_depend_on_neither_the_devices_nor_the_parts_of_a_batch():
     def train(devices, parts):
         mesh = sharding.make_mesh(jax.devices()[:devices])
         now = state.create(model, tx, '.*', key=jax.random.key(0), mesh=mesh)
-        options = {'accumulate_steps': parts, 'mix': change, 'objective': losses.Objective('bce', 0.1)}
-        step = make_train_step(model, tx, '.*', models.TRAIN, mesh=mesh, **options)
+        how = Procedure(losses.Objective('bce', 0.1), change, accumulate_steps=parts)
+        step = make_train_step(model, tx, '.*', models.TRAIN, mesh=mesh, procedure=how)
         for _ in range(2):
             now, scalars = step(now, sharding.put(batch, mesh), jax.random.key(1))
         return jax.device_get((now.variables, scalars))

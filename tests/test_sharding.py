@@ -20,10 +20,16 @@ from fixres_jax.models.resnet import Bottleneck, ResNet
 from fixres_jax.training import state
 from fixres_jax.training.optimization import make_sgd
 from fixres_jax.training.schedules import make_schedule
-from fixres_jax.training.step import make_train_step
+from fixres_jax.training.step import Procedure, make_train_step
 
 TX = make_sgd(make_schedule('constant', 0.05, num_steps=5), momentum=0.9, weight_decay=1e-4)
-OPTIONS = {'plain': {}, 'fsdp': {'layout': 'fsdp'}, 'parts': {'accumulate_steps': 2}, 'block': {}, 'stage': {}}
+OPTIONS = {
+    'plain': {},
+    'fsdp': {'layout': 'fsdp'},
+    'parts': {'procedure': Procedure(accumulate_steps=2)},
+    'block': {},
+    'stage': {},
+}
 
 
 def make_model(remat=''):

@@ -1,5 +1,6 @@
 """The training step: one function for training from scratch and for fine-tuning."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,27 @@ Batch = dict[str, Any]
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Procedure:
+    """Say what a step does with a batch; by default what the paper's does.
+
+    Attributes:
+      objective: what is minimized.
+      mix: what is done to each batch first, from `mixing.make`.
+      average: how the average of the parameters moves, which the state then has.
+      accumulate_steps: parts of the batch that go through the network one after the other, for want of memory. The step
+        is the same as in one part when a part holds whole BatchNorm groups.
+    """
+
+    objective: losses.Objective = losses.CROSS_ENTROPY
+    mix: Callable[[Batch, jax.Array], Batch] | None = None
+    average: Average | None = None
+    accumulate_steps: int = 1
+
+
+PLAIN = Procedure()
+
+
 def make_train_step(
     model: Model,
     tx: optax.GradientTransformation,
@@ -27,10 +49,7 @@ def make_train_step(
     *,
     mesh: Mesh,
     layout: str = 'replicated',
-    accumulate_steps: int = 1,
-    objective: losses.Objective = losses.CROSS_ENTROPY,
-    mix: Callable[[Batch, jax.Array], Batch] | None = None,
-    average: Average | None = None,
+    procedure: Procedure = PLAIN,
 ) -> TrainStep:
     """Return the jitted step that trains the parameters `trainable` matches, under `mode`.
 
@@ -45,11 +64,7 @@ def make_train_step(
       mode: which BatchNorm layers run on batch statistics; whether dropout is on.
       mesh: the devices; the batch is split over them.
       layout: how the state lies on them, see `sharding.place`.
-      accumulate_steps: parts of the batch that go through the network one after the other, for want of memory. The step
-        is the same as in one part when a part holds whole BatchNorm groups.
-      objective: what is minimized.
-      mix: what is done to each batch first, from `mixing.make`.
-      average: how the average of the parameters moves, which the state then has.
+      procedure: what is minimized, mixed and averaged.
 
     Returns:
       step(state, batch, key) -> (state, {'loss', 'top1', 'gradient_norm': float32[]}). The state given is consumed.
@@ -57,20 +72,22 @@ def make_train_step(
       `state.step`.
     """
 
+    average = procedure.average
+
     def loss_fn(selected, frozen, batch_stats, batch, key):
         variables = {'params': trees.merge(selected, frozen), 'batch_stats': batch_stats}
         (logits, _), updates = model.apply(
             variables, batch['image'], mode, mutable=['batch_stats'], rngs={'dropout': key}
         )
-        loss = objective(logits, batch).mean()
+        loss = procedure.objective(logits, batch).mean()
         scalars = {'loss': loss, 'top1': losses.mixed_hits(logits, batch).mean()}
         return loss, (updates['batch_stats'], scalars)
 
     def step(old, batch, key):
         selected, frozen = trees.split(old.params, trainable)
         key = jax.random.fold_in(key, old.step)
-        if mix is not None:
-            batch = jax.lax.with_sharding_constraint(mix(batch, key), by_example)
+        if procedure.mix:
+            batch = jax.lax.with_sharding_constraint(procedure.mix(batch, key), by_example)
         gradients, (batch_stats, scalars) = gradient_fn(selected, frozen, old.batch_stats, batch, key)
         updates, opt_state = tx.update(gradients, old.opt_state, selected)
         number = old.step + 1
@@ -85,8 +102,8 @@ def make_train_step(
         return new, scalars | {'gradient_norm': optax.tree.norm(gradients)}
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
-    if accumulate_steps > 1:
-        gradient_fn = _accumulate(gradient_fn, accumulate_steps, mesh)
+    if procedure.accumulate_steps > 1:
+        gradient_fn = _accumulate(gradient_fn, procedure.accumulate_steps, mesh)
     whole, by_example = sharding.replicated(mesh), sharding.by_example(mesh)
     place = whole
     if layout != 'replicated':

@@ -21,7 +21,7 @@ from fixres_jax.models import Mode, Model, Variables
 from fixres_jax.training import loop, metrics_log, state
 from fixres_jax.training.optimization import Optimization, describe, make_optimizer
 from fixres_jax.training.programs import Programs
-from fixres_jax.training.step import TrainStep, make_train_step
+from fixres_jax.training.step import Procedure, TrainStep, make_train_step
 from fixres_jax.weights.checkpoint import Checkpoints, write_metadata
 from fixres_jax.weights.network import Network
 
@@ -79,10 +79,7 @@ def prepare(
         Mode(how.batch_norm, dropout=True, drop_path=not frozen),
         mesh=runtime.mesh,
         layout=runtime.layout,
-        accumulate_steps=how.accumulate_steps,
-        objective=how.objective(),
-        mix=how.mix(model),
-        average=how.average(num_images),
+        procedure=Procedure(how.objective(), how.mix(model), how.average(num_images), how.accumulate_steps),
     )
     return num_steps, tx, schedule, step_fn
 
