@@ -2,22 +2,23 @@
 
 python benchmarks/blending.py --run WORKDIR --data IMAGENETTE --out DIR [--resolution 160] [--draws 3]
 
-WORKDIR is that of a recipe's run, whose trained network (its folder train/) gets new statistics of its last BatchNorm
+WORKDIR is that of a recipe's run, whose trained network (its folder train/) gets new statistics of the last BatchNorm
 at the resolution, by default that of the run; its classifier stays. Images are drawn at random from those that it was
-trained on; those of a smaller number are the first ones of a larger. DIR/blending.json gets the rows of each draw; a
-draw that is there is not measured again.
+trained on; those of a smaller number are the first ones of a larger. The statistics of a draw are kept in DIR, and
+DIR/blending.json gets the rows of all; where it is there, only the table is printed.
 """
 
 import argparse
 import json
 import platform
+from datetime import date
 
 import jax
 import numpy as np
 from etils import epath
 
 from fixres_jax import models
-from fixres_jax.adaptation import embeddings, recalibration, statistics
+from fixres_jax.adaptation import embeddings, statistics
 from fixres_jax.core import files
 from fixres_jax.core.progress import log
 from fixres_jax.data import sources, transforms
@@ -26,73 +27,92 @@ from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.weights import network
 
-IMAGES = (32, 100, 320, 1000, 3200, 10000)
+IMAGES = (32, 96, 320, 960, 3200, 9984)  # multiples of a batch; the last may be all that there are
 PRIORS = (0, 16, 64, 256, 1024)
-BATCH = 64
+BATCH = 32
 
 
 def main() -> None:
-    """Measure every draw that DIR/blending.json does not have yet, and print the table."""
+    """Measure what DIR does not hold yet, and print the table."""
     args = _arguments()
-    workdir, path = epath.Path(args.run), epath.Path(args.out) / 'blending.json'
-    config = json.loads((workdir / 'config.json').read_text())
-    trained = network.load(workdir / 'train', bn_group_size=config['model']['bn_group_size'] or None)
-    resolution = args.resolution or files.read_json(workdir / 'sweep.json')['test_resolution']
-    training, _ = sources.hold_out(
-        sources.create(args.data, 'train'), config['data']['held_out_fraction'], config['seed']
-    )
-    test = sources.create(args.data, 'val')
-    runtime = Runtime(sharding.make_mesh())
-    placed = trained.placed(runtime)
-    rows = (files.read_json(path) or {'rows': []})['rows']
-    for draw in range(args.draws):
-        if draw in [row['draw'] for row in rows]:
-            continue
-        rows += measure(placed, training, test, resolution, draw, runtime)
-        machine = f'{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}'
+    workdir, out = epath.Path(args.run), epath.Path(args.out)
+    path = out / 'blending.json'
+    if not path.exists():
+        config = json.loads((workdir / 'config.json').read_text())
+        trained = network.load(workdir / 'train')
+        resolution = args.resolution or files.read_json(workdir / 'sweep.json')['test_resolution']
+        training, _ = sources.hold_out(
+            sources.create(args.data, 'train'), config['data']['held_out_fraction'], config['seed']
+        )
+        test, runtime = sources.create(args.data, 'val'), Runtime(sharding.make_mesh())
+        rows = measure(trained.placed(runtime), training, test, resolution, args.draws, out, runtime)
         about = {'train_resolution': trained.about['train_resolution'], 'resolution': resolution, 'count': len(test)}
-        files.write_json(path, about | {'machine': machine, 'rows': rows})
-    print(table(rows))
+        about |= {'machine': f'{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}'}
+        files.write_json(path, about | {'date': str(date.today()), 'rows': rows})
+    print(table(files.read_json(path)['rows']))
 
 
-def measure(placed, training, test, resolution, draw, runtime):
-    """Return a row for each number of images and prior, with its paired difference from the old statistics."""
+def measure(placed, training, test, resolution, draws, out, runtime):
+    """Return a row for each draw, number of images and prior, with its paired difference from the old statistics."""
     layer = models.find(placed.about['architecture']).finetune()['batch_norm']
     transform = {resolution: transforms.make_test(resolution, resize_ratio=placed.about['resize_ratio'])}
-    order = np.random.default_rng(draw).permutation(len(training))
     old = {name: np.asarray(leaf) for name, leaf in placed.statistics(layer).items()}
-    changes = {'old': {}}
-    for count in sorted({min(count, len(training)) for count in IMAGES}):
-        part = sources.subset(training, order[:count])
-        feed = Feed(runtime, recalibration.even_batch(count, BATCH, runtime.mesh.size), f'{count} images')
-        new = statistics.measure(placed, part, transform, feed, batch_norm=layer)[resolution]
-        for prior in PRIORS:  # of one layer, so that it need not be measured again
-            blended = {name: statistics.blend(old[name], new[name], count, prior) for name in new}
-            changes[f'{count} {prior}'] = {name: np.float32(leaf) for name, leaf in blended.items()}
-    found = embeddings.embed(placed, {resolution: changes}, test, transform, Feed(runtime, BATCH, f'test, draw {draw}'))
+    assert len(old) == 2, f'{layer} is several layers, whose blended statistics depend on each other'
+    changes = {(0, 0, 0): {}}  # (draw, images, prior) -> statistics
+    for draw in range(draws):
+        path = out / f'statistics{draw}.npz'
+        found = files.read_arrays(path)
+        if not found:
+            found = _nested(placed, training, transform, draw, Feed(runtime, BATCH, f'draw {draw}'), layer)
+            files.write_arrays(path, found)
+        for count in sorted({int(name.partition(' ')[0]) for name in found}):
+            for prior in PRIORS:
+                changes[draw, count, prior] = {
+                    name: np.float32(statistics.blend(leaf, found[f'{count} {name}'], count, prior))
+                    for name, leaf in old.items()
+                }
+    named = {' '.join(map(str, key)): leaves for key, leaves in changes.items()}
+    tested = embeddings.embed(placed, {resolution: named}, test, transform, Feed(runtime, BATCH, 'test'))
     head = {name: np.asarray(leaf) for name, leaf in placed.head.items()}
     right = {}
-    for (_, name), data in found.items():
-        values, labels = embeddings.gather(data)
-        right[name] = (values @ head['kernel'] + head['bias']).argmax(1) == labels
-    rows = []
-    for name, hits in right.items():
-        images, prior = (0, 0) if name == 'old' else map(int, name.split())
-        base = right['old']
+    for key in changes:
+        values, labels = embeddings.gather(tested[resolution, ' '.join(map(str, key))])
+        right[key] = (values @ head['kernel'] + head['bias']).argmax(1) == labels
+    base, rows = right[0, 0, 0], []
+    for (draw, count, prior), hits in right.items():
         change = intervals.paired(int((hits & ~base).sum()), int((base & ~hits).sum()), len(base))
         top1 = {'top1': 100 * float(hits.mean())}
-        rows.append({'draw': draw, 'images': images, 'prior': prior} | top1 | {'minus_old': change})
+        rows.append({'draw': draw, 'images': count, 'prior': prior} | top1 | {'minus_old': change})
         log.info('%s', rows[-1])
     return rows
+
+
+def _nested(placed, training, transform, draw, feed, layer):
+    """Return '<images> <name>' -> exact statistics of the first images of a draw; each image is looked at once."""
+    ((resolution, _),) = transform.items()
+    order = np.random.default_rng(draw).permutation(len(training))
+    edges = [0, *sorted({min(count, len(training) // BATCH * BATCH) for count in IMAGES})]
+    sums, found = {}, {}
+    for first, last in zip(edges, edges[1:], strict=False):
+        part = sources.subset(training, order[first:last])
+        new = statistics.measure(placed, part, transform, feed, batch_norm=layer)[resolution]
+        mean, var = (np.float64(new[f'{layer}/{name}']) for name in ('mean', 'var'))
+        for name, value in (('mean', mean), ('square', var + mean**2)):
+            sums[name] = sums.get(name, 0) + (last - first) * value
+        mean = sums['mean'] / last
+        found |= {f'{last} {layer}/mean': mean, f'{last} {layer}/var': sums['square'] / last - mean**2}
+    return found
 
 
 def table(rows):
     """Return the table in Markdown: means over the draws, with the standard deviation where there are several."""
     draws = sorted({row['draw'] for row in rows})
 
+    most = max(row['images'] for row in rows)  # all of them, or nearly: the draws are alike
+
     def cell(images, prior):
         values = [row['top1'] for row in rows if (row['images'], row['prior']) == (images, prior)]
-        spread = f' ± {np.std(values, ddof=1):.2f}' if len(draws) > 1 else ''
+        spread = f' ± {np.std(values, ddof=1):.2f}' if len(draws) > 1 and images < most else ''
         return f'{np.mean(values):.2f}{spread}'
 
     counts = sorted({row['images'] for row in rows} - {0})

@@ -151,11 +151,16 @@ def get_config() -> Config:
     c.published.baseline = 0.0  # top-1 in percent without the method; 0: not published
     c.published.adapted = 0.0  # with it; 0: not published
 
-    c.study = ''  # of task=analyze: regions, activations, ablation, grid
+    # Of task=analyze: regions, activations, ablation, cost, robustness, grid; a recipe makes it for its report too.
+    c.study = ''
     c.analyze = ConfigDict()
-    c.analyze.images = 2000  # test images for the activations' distributions, at most
+    c.analyze.images = 2000  # test images for the activations' distributions and of study=robustness, at most
     c.analyze.epochs = 1.0  # of the ablation's fine-tuning of BatchNorm's scale and bias; 0: without
     c.analyze.runs = ()  # workdirs of the recipe, for study=grid
+    c.analyze.corruptions = ()  # of study=robustness: kinds such as 'fog'; (): all
+    c.analyze.strengths = (1, 2, 3, 4, 5)  # of those
+    c.analyze.variants = ()  # of study=robustness: other test images, such as 'sketch=tfds:imagenet_sketch'
+    c.analyze.prior_images = 256  # of study=robustness: adapt.prior_images of the network with blended statistics
 
     c.finetune = ConfigDict()
     c.finetune.augmentation = 'test'  # test: the test transform; v2: flip, jitter 0.05, horizontally shifted crop

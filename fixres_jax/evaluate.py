@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from fixres_jax.core import command, progress
+from fixres_jax.core import command, progress, tables
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def _main(argv: Sequence[str] | None) -> None:
 
     with progress.Activity('evaluate'), compilation.told():
         table = library.evaluate(
-            {name: library.named(name) for name in arguments.networks},
+            dict(zip(tables.endings(arguments.networks), map(library.named, arguments.networks), strict=True)),
             arguments.data,
             arguments.resolutions,
             crop_fractions=arguments.crop_fractions,

@@ -21,6 +21,7 @@ from goldens import make_configs
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = [
     ('quickstart', None),
+    ('robustness', None),
     ('imagenette', 'small'),
     ('imagenette', 'resnet50'),
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),

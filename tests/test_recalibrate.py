@@ -10,6 +10,7 @@ from fixres_jax import models, recalibrate
 from fixres_jax.adaptation import recalibration, statistics
 from fixres_jax.core import trees
 from fixres_jax.data import pipeline, sources, transforms
+from fixres_jax.library import Classifier, load
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.models import EVAL
@@ -33,6 +34,7 @@ def trained(runtime):
     rng = np.random.default_rng(0)
     noisy = jax.tree.map(lambda x: x + np.float32(rng.uniform(0.1, 1, x.shape)), variables['batch_stats'])
     about = {'architecture': 'resnet18', 'width': 4, 'resize_ratio': 256 / 224, 'resize': 'short'}
+    about |= {'train_resolution': 32, 'num_classes': 4}
     about |= {'interpolation': 'bilinear', 'class_names': ('ant', 'bee', 'cat', 'dog'), 'trained_on': [None]}
     return Network(model, variables | {'batch_stats': noisy}, about).placed(runtime)
 
@@ -134,10 +136,23 @@ def test_the_command_writes_a_network_that_goes_back_to_torch(trained, tmp_path,
     np.testing.assert_allclose(trees.flatten(blended.variables)[name], sum(halves) / 2, rtol=1e-5)
 
 
+def test_it_takes_and_writes_torch_files_and_oblong_sizes(trained, tmp_path, tiny_folder, capsys):
+    given, out = tmp_path / 'given.safetensors', tmp_path / 'out.safetensors'
+    Classifier(trained.model, trained.variables, trained.about).save(given)
+    command = [f'resnet18={given}', '--images', str(tiny_folder), '--split', 'train', '--layers', 'bn1']
+    assert recalibrate.main([*command, '--resolution', '32x48', '--out', str(out)]) == 0
+    assert 'statistics of 1 BatchNorm layers at 32x48' in capsys.readouterr().out
+    old, new = (trees.flatten(load(path).variables) for path in (given, out))
+    changed = {name for name in old if not np.array_equal(old[name], new[name])}
+    assert changed == {'batch_stats/bn1/mean', 'batch_stats/bn1/var'}
+    assert recalibrate.main([*command, '--resolution', '32', '--out', str(out)]) == 2
+    assert 'is there already' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--resolution', '16'], '--resolution=16: this network takes 32 or more'),
+        (['--resolution', '16'], 'resolution=16: resnet18 takes 32 or more'),
         (['--resolution', '32', '--layers', 'layer9/.*'], 'matches none of the 20 BatchNorm layers'),
         (['--resolution', '32', '--batch-size', '0'], '--batch-size=0: expected 1 or more'),
         (['--resolution', '32', '--prior-images', '-1'], '--prior-images=-1: expected 0 or more'),

@@ -17,7 +17,7 @@ from fixres_jax.data.sources import Splits
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
-from fixres_jax.studies import ablation, advice, sizes
+from fixres_jax.studies import ablation, advice, robustness, sizes
 from fixres_jax.studies.study import Pair, Subject
 from fixres_jax.training.train import Writing
 from fixres_jax.weights.network import Network
@@ -159,6 +159,19 @@ def test_figures_need_only_what_is_saved(tmp_path):
             },
             {},
         ),
+        'robustness': (
+            {
+                'train_resolution': 32, 'test_resolution': 48, 'strengths': [1, 3], 'prior_images': 9,
+                'rows': [
+                    {
+                        'data': data, 'count': 9, 'top1': dict.fromkeys(robustness.CELLS, 50.0),
+                        'differences': dict.fromkeys(robustness.DIFFERENCES, change),
+                    }
+                    for data in ('clean', 'gaussian_noise', robustness.MEAN)
+                ],
+            },
+            {},
+        ),
         'grid': ({'rows': [{'train_resolution': 32, 'curve': [point | {'resolution': r} for r in (32, 48)]}]}, {}),
     }  # fmt: skip
     assert saved.keys() == studies.STUDIES.keys()
@@ -167,4 +180,4 @@ def test_figures_need_only_what_is_saved(tmp_path):
         write_arrays(tmp_path / 'studies' / f'{name}.npz', arrays)
         studies.draw(epath.Path(tmp_path), name)
     drawn = {path.stem for path in (tmp_path / 'plots').iterdir()}
-    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'grid'}
+    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'robustness', 'grid'}

@@ -1,6 +1,6 @@
 """Tables as cells of text, and the ways numbers are written in them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]  # header, rows
@@ -35,6 +35,22 @@ def difference(change: Mapping[str, float]) -> tuple[str, str]:
     if change['low'] == change['high']:
         return 'none', 'the same network'
     return f'{change["difference"]:+.2f}', f'{change["low"]:+.2f} to {change["high"]:+.2f}'
+
+
+def endings(paths: Sequence[str]) -> list[str]:
+    """Return the ends of paths that tell them apart.
+
+    >>> endings(['/runs/a/train', '/runs/b/train', '/runs/b/adapt'])
+    ['a/train', 'b/train', 'b/adapt']
+    >>> endings(['resnet50=/weights/resnet50.pth'])
+    ['resnet50.pth']
+    """
+    parts = [path.rstrip('/').split('/') for path in paths]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        ends = ['/'.join(some[-depth:]) for some in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    return list(paths)
 
 
 def markdown(table: Table) -> str:

@@ -9,7 +9,7 @@ from etils import epath
 
 from fixres_jax import studies
 from fixres_jax.adaptation import recalibration, statistics
-from fixres_jax.core import files
+from fixres_jax.core import files, tables
 from fixres_jax.core.errors import UsageError
 from fixres_jax.core.progress import log
 from fixres_jax.core.resolution import Resolution
@@ -232,9 +232,9 @@ def extract_phase(run: Run, results: Results) -> dict[str, Any]:
 
 
 def studies_phase(run: Run, results: Results) -> dict[str, Any]:
-    """Make the studies that a recipe's report shows."""
+    """Make the studies that a recipe's report shows, and the one that the config names."""
     subject = subjects.subject(run, run.workdir)
-    names = [name for name, study in STUDIES.items() if study.in_report]
+    names = [name for name, study in STUDIES.items() if study.in_report or name == run.settings.study]
     for name in names:
         log.info('Study %s begins.', name)
         studies.make(run.workdir, name, dataclasses.replace(subject, epochs=0.0))
@@ -245,8 +245,11 @@ def analyze_phase(run: Run, results: Results) -> dict[str, Any]:
     """Make the study that the config names."""
     name = run.settings.study
     log.info('Study %s begins.', name)
-    workdir = epath.Path(run.settings.init_from) if STUDIES[name].needs_networks else None
-    studies.make(run.workdir, name, subjects.subject(run, workdir))
+    study = STUDIES[name]
+    workdir = epath.Path(run.settings.init_from) if study.needs_networks else None
+    studies.make(run.workdir, name, subjects.subject(run, workdir, study.adapts))
+    if study.table and processes.is_host0():
+        log.info('\n%s', tables.markdown(study.table(studies.read(run.workdir, name))))
     return {'study': name}
 
 

@@ -154,8 +154,8 @@ def check_task(s: Settings) -> None:
 
     This is apart from `read` because the dry run compiles for networks and data that are not there.
     """
-    task, study = TASKS[s.task], s.study if s.task == 'analyze' else ''
-    needs_network = task.needs_network or (study and STUDIES[study].needs_networks)
+    task, study = TASKS[s.task], s.study if s.task in ('analyze', 'recipe') else ''
+    needs_network = task.needs_network or (s.task == 'analyze' and study and STUDIES[study].needs_networks)
     chosen_on = s.data.held_out_fraction or s.data.held_out_list or s.test.resolution
     for wrong, message in (
         (not s.data.source, 'data.source is empty: set --config.data.source to a folder with one folder per split.'),

@@ -10,10 +10,10 @@ from etils import epath
 
 from fixres_jax.core import figures, files
 from fixres_jax.machines import processes
-from fixres_jax.studies import ablation, activations, cost, grid, regions
-from fixres_jax.studies.study import Analysis, Numbers, Pair, Picture, Study, Subject
+from fixres_jax.studies import ablation, activations, cost, grid, regions, robustness
+from fixres_jax.studies.study import Analysis, Numbers, Pair, Picture, Study, Subject, Variant
 
-__all__ = ['STUDIES', 'Analysis', 'Numbers', 'Pair', 'Picture', 'Study', 'Subject', 'draw', 'make', 'read']
+__all__ = ['STUDIES', 'Analysis', 'Numbers', 'Pair', 'Picture', 'Study', 'Subject', 'Variant', 'draw', 'make', 'read']
 
 FOLDER = 'studies'
 # In the order in which a report shows them.
@@ -22,6 +22,7 @@ STUDIES: dict[str, Study] = {
     'activations': activations.STUDY,
     'regions': regions.STUDY,
     'cost': cost.STUDY,
+    'robustness': robustness.STUDY,
     'grid': grid.STUDY,
 }
 

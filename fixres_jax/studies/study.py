@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from fixres_jax.adaptation.adapt import Adaptation
 from fixres_jax.core import sections
 from fixres_jax.core.figures import Figure
 from fixres_jax.core.sections import Section
 from fixres_jax.core.tables import Table
+from fixres_jax.data import corruptions
 from fixres_jax.data.crops import TestCrop, TrainCrop
 from fixres_jax.data.sources import Source
 from fixres_jax.data.transforms import Transform
@@ -28,11 +30,25 @@ class Analysis(Section):
     """What a study takes."""
 
     PATH = 'analyze.'
-    RULES = {'images': sections.least(1, 2000), 'epochs': sections.least(0, 1.0)}
+    RULES = {
+        'images': sections.least(1, 2000),
+        'epochs': sections.least(0, 1.0),
+        'corruptions': sections.Rule(
+            lambda v: set(v) <= corruptions.KINDS.keys(), f'names of {", ".join(corruptions.KINDS)}', ('fog', 'snow')
+        ),
+        'strengths': sections.Rule(
+            lambda v: v and set(v) <= set(corruptions.STRENGTHS), 'at least one of 1 to 5', (1, 3, 5)
+        ),
+        'prior_images': sections.least(1, 256),
+    }
 
     images: int
     epochs: float
     runs: tuple[str, ...]
+    corruptions: tuple[str, ...]
+    strengths: tuple[int, ...]
+    variants: tuple[str, ...]
+    prior_images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +57,30 @@ class Pair:
 
     Attributes:
       before: the trained one.
-      after: the adapted one.
+      after: the adapted one; None for a study that adapts, of a network that no recipe has adapted.
       resolution: pixels that it is adapted to.
       own: resolution -> the network adapted there by the sweep; empty without such a sweep.
+      control: the one adapted at the training size; None where the run has none.
     """
 
     before: Network
-    after: Network
+    after: Network | None
     resolution: int
     own: Mapping[int, Network]
+    control: Network | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Hold other test images for the same network.
+
+    Attributes:
+      source: whose labels count through the network's classes.
+      present: those that it has, where they are fewer; else None.
+    """
+
+    source: Source
+    present: tuple[int, ...] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +98,16 @@ class Subject:
       finetuning: how it would fine-tune through the network.
       feed: how images pass.
       seed: of everything random.
-      images: test images for distributions, at most.
+      images: test images for distributions and corruptions, at most.
       epochs: passes over the training images for what is fine-tuned; 0 to leave that out.
       runs: workdir -> report.json of finished runs.
       writing: where and how often what is fine-tuned is saved.
+      present: labels that the test images have, where they are fewer than the network's classes; else None.
+      corruptions: kinds of `data.corruptions`.
+      strengths: of those.
+      variants: name -> other test images.
+      prior_images: that old statistics count as, for a network with blended ones.
+      directory: of the run, for what a study keeps while it is made; None to keep nothing.
     """
 
     networks: Pair | None
@@ -90,6 +127,12 @@ class Subject:
     epochs: float
     runs: Mapping[str, Mapping[str, Any]]
     writing: Writing
+    present: tuple[int, ...] | None = None
+    corruptions: tuple[str, ...] = ()
+    strengths: tuple[int, ...] = ()
+    variants: Mapping[str, Variant] = dataclasses.field(default_factory=dict)
+    prior_images: int = 0
+    directory: epath.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +165,7 @@ class Study:
       pictures: file name -> figure.
       needs_networks: whether it looks at the networks of a run.
       in_report: whether every recipe makes it, for its report.
+      adapts: whether it adapts by itself, and so takes a network that no recipe has adapted.
       table: function of the numbers -> the table below the first figure.
     """
 
@@ -129,4 +173,5 @@ class Study:
     pictures: Mapping[str, Picture]
     needs_networks: bool = True
     in_report: bool = True
+    adapts: bool = False
     table: Callable[[Numbers], Table] | None = None

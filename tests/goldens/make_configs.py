@@ -29,6 +29,7 @@ def named_configs():
     variants = {
         'base': [None],
         'quickstart': [None],
+        'robustness': [None],
         'imagenette': ['small', 'resnet50'],
         'resnet50': resnet50.RESOLUTIONS,
         'resnet50_ffcv': resnet50_ffcv.LARGER_FROM,
