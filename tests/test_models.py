@@ -294,6 +294,7 @@ def test_drop_path_leaves_the_shortcut_and_doubles_what_stays(block):
     np.testing.assert_array_equal(run(variables, x, EVAL), run(variables, x, Mode(dropout=True)))
 
 
+@pytest.mark.slow
 def test_drop_path_is_drawn_again_the_same_where_activations_are_computed_again():
     options = {'planes': 4, 'inner': 4, 'groups': 1, 'bn_group_size': None, 'zero_init_residual': False}
     options |= {'average': False, 'gate': resnet.no_gate}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from fixres_jax.core import sections
 from fixres_jax.core.sections import Section
-from fixres_jax.models.layers import normalize
+from fixres_jax.models.layers import gather, normalize
 from fixres_jax.training import erasing
 
 STREAM = 2**31 - 1  # of the key of a step; parts of a batch have small numbers
@@ -117,9 +117,11 @@ def draw(key: jax.Array, num_groups: int, size: tuple[int, int], how: Mixing) ->
     shape = (num_groups,)
     cuts = jnp.full(shape, how.cutmix > 0)
     if how.mixup and how.cutmix:
-        cuts = jax.random.uniform(keys[0], shape) < how.switch
-    alpha = jnp.where(cuts, how.cutmix, how.mixup)
-    share = jax.random.beta(keys[1], alpha, alpha)
+        cuts = gather(jax.random.uniform(keys[0], shape)) < how.switch
+    alpha = gather(jnp.where(cuts, how.cutmix, how.mixup))
+    # Whole on every device: it is drawn until all values are accepted, for which devices with parts of them would ask
+    # each other at every turn.
+    share = gather(jax.random.beta(keys[1], alpha, alpha))
     share = jnp.where(jax.random.uniform(keys[2], shape) < how.probability, share, 1.0)
     height, width = size
     row, column = jax.random.randint(keys[3], shape, 0, height), jax.random.randint(keys[4], shape, 0, width)
