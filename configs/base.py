@@ -129,7 +129,8 @@ def get_config() -> Config:
 
     c.adapt = ConfigDict()
     # Both solvers train the classifier alone: sgd refuses any other finetune.trainable, lbfgs ignores it.
-    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune); auto: lbfgs if the held-out are unseen
+    # none keeps the classifier: new statistics alone.
+    c.adapt.solver = 'auto'  # lbfgs, sgd (values of section finetune), none; auto: lbfgs if the held-out are unseen
     c.adapt.weight_decays = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # of lbfgs, chosen on the held-out images
     c.adapt.max_iterations = 100  # of lbfgs
     c.adapt.statistics_images = 10000  # training images for BatchNorm's statistics, at most a sixteenth of all

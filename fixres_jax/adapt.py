@@ -38,6 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add('--held-out', type=float, default=0.1, help='share of the images kept apart to choose on; default: 0.1')
     add('--unseen', action='store_true', default=None, help='the network was never trained on these images: choose')
+    add(
+        '--solver',
+        default='auto',
+        choices=('auto', 'lbfgs', 'sgd', 'none'),
+        help='of the classifier; none: keep it, adapt the statistics alone',
+    )
     add('--reset-head', action='store_true', help='start a fresh classifier, for other classes')
     add('--out', default='adapted.safetensors', help='.safetensors, .pth or a folder; default: adapted.safetensors')
     add('--flip', action='store_true', help='use the mirror images too')
@@ -66,7 +72,7 @@ def _main(argv: Sequence[str] | None) -> None:
     from fixres_jax.machines import compilation
     from fixres_jax.runs import alone
 
-    names = ('flip', 'copies', 'prior_images', 'batch_size', 'seed', 'reset_head')
+    names = ('flip', 'copies', 'prior_images', 'batch_size', 'seed', 'reset_head', 'solver')
     options = {name: getattr(arguments, name) for name in names}
     net = library.named(arguments.network)
     with (

@@ -587,7 +587,7 @@ def test_flips_and_copies_are_embedded_too(network, source, mesh, tmp_path):
 def test_a_trunk_that_is_shared_is_computed_once(network, mesh):
     model, variables = network
     step = embeddings.make_embed_step(model, mesh)
-    image = np.zeros((8, 32, 32, 3), np.uint8)
+    image = np.zeros((8, 64, 64, 3), np.uint8)
     new = {f'{LAYER}/mean': np.zeros(64, np.float32)}
     count = [
         step.lower(variables, changes, image).compile().as_text().count(' convolution(')

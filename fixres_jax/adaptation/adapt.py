@@ -24,7 +24,11 @@ from fixres_jax.machines.runtime import Feed
 from fixres_jax.training.optimization import Optimization, make_optimizer
 from fixres_jax.weights.network import Network
 
-SOLVERS = {'lbfgs': 'L-BFGS', 'sgd': "SGD with the reference's values"}
+SOLVERS = {
+    'lbfgs': 'L-BFGS',
+    'sgd': "SGD with the reference's values",
+    'none': 'the old one, under the new statistics',
+}
 Record = dict[str, Any]  # what an adaptation chose and on what, for adapt.json
 
 
@@ -70,7 +74,8 @@ class Adaptation(AdaptationSection):
     """Say how a network is adapted: the section `adapt`, with what follows from the network and its images.
 
     Attributes:
-      solver: 'lbfgs', full-batch with a weight decay chosen on held-out images; or 'sgd', with the reference's values.
+      solver: 'lbfgs', full-batch with a weight decay chosen on held-out images; 'sgd', with the reference's values; or
+        'none', which keeps the classifier.
       weight_decays: what L-BFGS chooses from.
       max_iterations: of L-BFGS.
       statistics_images: training images to measure the statistics on, at most.
@@ -124,8 +129,8 @@ def adapt(
       `passes` of the training images through the trunk, and seconds of each part.
 
     Raises:
-      UsageError: for a model without the layers, fewer images than classes, one class only, or several weight decays
-        with nothing to choose on.
+      UsageError: for a model without the layers, too few images for their classes, one class only, or several weight
+        decays with nothing to choose on.
     """
     check(network, images, how)
 
@@ -202,6 +207,9 @@ def fit(
 ) -> tuple[classifier.Head, dict[str, Any]]:
     """Fit the classifier, and choose among its versions and the old network where there are held-out images.
 
+    Where the training images are of some of the classes, it is fitted and scored among these alone, and the rows of the
+    others stay: see `classifier.with_part`.
+
     Args:
       training: embeddings of the training images under the new statistics.
       before: of the held-out images, under the old statistics; None where there are none.
@@ -213,6 +221,26 @@ def fit(
     Returns:
       The classifier, `old` itself when the old network is to be kept, and what was chosen.
     """
+    num_classes = old['bias'].size
+    classes = training.classes(num_classes)
+    if len(classes) == num_classes or how.solver == 'none':
+        return _fit(training, before, after, old, how, seed=seed)
+    few = [data and data.only(classes) for data in (training, before, after)]
+    head, record = _fit(*few, classifier.part(old, classes), how, seed=seed)
+    new = old if record['kept_old'] else classifier.with_part(old, classes, head)
+    return new, record | {'classes': len(classes), 'classes_of_network': num_classes}
+
+
+def _fit(
+    training: embeddings.Embeddings,
+    before: embeddings.Embeddings | None,
+    after: embeddings.Embeddings | None,
+    old: classifier.Head,
+    how: Adaptation,
+    *,
+    seed: int,
+) -> tuple[classifier.Head, dict[str, Any]]:
+    """Do what `fit` says for images of all classes."""
     # 1. The candidates, each with its score on the held-out images.
     candidates = list(_candidates(training, after, old, how, seed))
     record: Record = {'solver': how.solver}
@@ -230,7 +258,7 @@ def fit(
     head = candidates[best][0]
     return head, record | {
         'chosen': scores[best]['weight_decay'],
-        'kept_old': head is old,
+        'kept_old': best == len(candidates) - 1,
         'candidates': scores,
         'before': scores[-1],
         'after': scores[best],
@@ -245,11 +273,14 @@ def _candidates(
     how: Adaptation,
     seed: int,
 ) -> Iterator[tuple[classifier.Head, dict[str, Any]]]:
-    """Yield (classifier, what is known of it): the one of SGD, or one of L-BFGS for each weight decay."""
+    """Yield (classifier, what is known of it): the old one, that of SGD, or one of L-BFGS for each weight decay."""
 
     def scored(head: classifier.Head) -> dict[str, float]:
         return classifier.score(checking, head) if checking is not None else {}
 
+    if how.solver == 'none':
+        yield old, {'weight_decay': None} | scored(old)
+        return
     if how.solver == 'sgd':
         o = how.optimization
         num_steps, tx, _ = make_optimizer(o, training.count)
@@ -288,13 +319,18 @@ def choose(candidates: list[dict[str, Any]]) -> int:
 def describe(record: dict[str, Any]) -> str:
     """Say in words what an adaptation chose, and on what."""
     solver = SOLVERS[record['solver']]
+    if record['chosen'] is not None:
+        solver = f'{solver}, weight decay {record["chosen"]:g}'
+    if 'classes' in record:
+        few, all_of_them = record['classes'], record['classes_of_network']
+        solver = f'{solver}, among the {few} of {all_of_them:,} classes that have images'
     if not record['chosen_on']:
-        return f'{solver}, weight decay {record["chosen"]:g}; nothing was chosen, for want of unseen images'
+        return f'{solver}; nothing was chosen, for want of unseen images'
     before, after = record['before'], record['after']
     if record['kept_old']:
         return f'the old classifier and statistics were kept: none was better on {before["count"]} held-out images'
     return (
-        f'{solver}, weight decay {record["chosen"]:g}, chosen on {before["count"]} held-out images: '
+        f'{solver}, chosen on {before["count"]} held-out images: '
         f'top-1 from {before["top1"]:.2f} to {after["top1"]:.2f} %, '
         f'cross entropy from {before["loss"]:.4f} to {after["loss"]:.4f}'
     )
@@ -302,13 +338,20 @@ def describe(record: dict[str, Any]) -> str:
 
 def check(network: Network, images: Splits, how: Adaptation) -> None:
     """Raise UsageError for images from which no classifier can be made, or a choice with nothing to choose on."""
+    if how.solver == 'none':
+        if not how.batch_norm:
+            raise UsageError(
+                'adapt.solver=none keeps the classifier, and the network has no BatchNorm: nothing is new.'
+            )
+        return
     source, num_classes = images.train, network.model.num_classes
-    if len(source) < num_classes:
+    present = len(np.unique(source.labels))
+    if len(source) < min(num_classes, 2 * present):
         raise UsageError(
-            f'{len(source)} training images are fewer than the {num_classes} classes: give more images. Where they are '
-            'of few of those classes, reset_head starts a fresh classifier of these alone.'
+            f'{len(source)} training images are fewer than the {num_classes} classes, and too few for the {present} '
+            'that they are of: give two images of a class or more. adapt.solver=none adapts the statistics alone.'
         )
-    if len(np.unique(source.labels)) < 2:
+    if present < 2:
         raise UsageError('All training images are of one class: a classifier needs images of two or more.')
     if how.solver == 'lbfgs' and not (how.unseen and images.held_out is not None) and len(how.weight_decays) > 1:
         raise UsageError(

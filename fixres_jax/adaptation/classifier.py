@@ -1,5 +1,6 @@
 """The classifier alone, on embeddings that are there: its loss, two ways to fit it, and its score."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,8 +11,40 @@ from jax.experimental import multihost_utils
 
 from fixres_jax.adaptation.embeddings import Embeddings
 from fixres_jax.core import losses
+from fixres_jax.machines.runtime import keep_pace
 
 Head = dict[str, jax.Array]  # 'kernel' float32[C, K], 'bias' float32[K]
+
+
+def part(head: Head, classes: Sequence[int]) -> Head:
+    """Return the classifier of some classes alone, less the mean of their rows, which a softmax of these cannot see."""
+    return jax.tree.map(lambda leaf: _centred(leaf[..., np.array(classes)]), head)
+
+
+def with_part(head: Head, classes: Sequence[int], new: Head) -> Head:
+    """Return a classifier in which some classes have new rows, about the mean of their old ones.
+
+    A softmax over all classes would have images of some raise these above all others, which nothing in the images
+    speaks against; so `new` is to be fitted by a softmax of these classes alone, where only the differences of their
+    rows count. Their mean stays, so that on any embedding they stand as a whole to the others as before, and the rows
+    of the others stay to the bit.
+
+    Args:
+      head: the old classifier.
+      classes: whose rows are new.
+      new: their classifier, 'kernel' float32[C, P] and 'bias' float32[P].
+    """
+    places = np.array(classes)
+
+    def exchanged(old: jax.Array, rows: jax.Array) -> jax.Array:
+        mean = jnp.asarray(old)[..., places].mean(-1, keepdims=True)
+        return jnp.asarray(old).at[..., places].set(mean + _centred(rows))
+
+    return jax.tree.map(exchanged, head, new)
+
+
+def _centred(rows: jax.Array) -> jax.Array:
+    return rows - rows.mean(-1, keepdims=True)
 
 
 def logits(head: Head, embedding: jax.Array) -> jax.Array:
@@ -149,12 +182,13 @@ def fit_sgd(
         return optax.apply_updates(head, updates), opt_state
 
     step, opt_state, rows = jax.jit(step), tx.init(head), data.rows()
-    batch_size = min(batch_size, len(rows))
+    batch_size, pending = min(batch_size, len(rows)), []
     for number in range(num_steps):
         epoch, place = divmod(number, len(rows) // batch_size)
         if not place:
             order = np.random.default_rng([seed, epoch]).permutation(rows)
         head, opt_state = step(head, opt_state, *data.take(order[place * batch_size : (place + 1) * batch_size]))
+        keep_pace(pending, head, last=number + 1 == num_steps)
     return head
 
 

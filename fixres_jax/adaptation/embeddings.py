@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,16 @@ class Embeddings:
         index = multihost_utils.process_allgather(self.index, tiled=True).reshape(-1)
         return np.argsort(index, stable=True)[len(index) - self.count :].astype(np.int32)
 
+    def classes(self, num_classes: int) -> tuple[int, ...]:
+        """Return the labels that have images, ascending, of so many classes."""
+        counts = _count(self.label, self.index, num_classes)
+        return tuple(np.flatnonzero(np.asarray(counts)).tolist())
+
+    def only(self, classes: Sequence[int]) -> 'Embeddings | None':
+        """Return those of some classes, labelled 0, 1, ... in their order, which ascends; None where there are none."""
+        label, index, count = _select(self.label, self.index, np.array(classes, np.int32))
+        return dataclasses.replace(self, label=label, index=index, count=int(count)) if int(count) else None
+
     def take(self, rows: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """Return (float32[R, C], label int32[R]) of places among n * B."""
         place = np.divmod(rows, self.label.shape[1])
@@ -81,6 +91,19 @@ def _read(
     if values is not None:
         values = jax.lax.dynamic_slice_in_dim(values, start, length).astype(jnp.float32)
     return values, label, index >= 0
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _count(label: jax.Array, index: jax.Array, num_classes: int) -> jax.Array:
+    return jax.ops.segment_sum((index >= 0).astype(jnp.int32).reshape(-1), label.reshape(-1), num_classes)
+
+
+@jax.jit
+def _select(label: jax.Array, index: jax.Array, classes: np.ndarray) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return labels among ascending classes, and indices in which images of other classes are padding."""
+    place = jnp.minimum(jnp.searchsorted(classes, label).astype(jnp.int32), len(classes) - 1)
+    index = jnp.where(classes[place] == label, index, -1)
+    return place, index, (index >= 0).sum()
 
 
 @jax.jit

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -49,14 +50,21 @@ class Objective:
       loss: 'cross_entropy', or 'bce': each class by itself is there or not.
       label_smoothing: share of the target spread over all classes.
       threshold: of 'bce': a target above it becomes 1, any other 0; below 0 they stay as they are.
+      classes: that are told from each other, ascending, the labels among them; () for all.
     """
 
     loss: str = 'cross_entropy'
     label_smoothing: float = 0.0
     threshold: float = -1.0
+    classes: tuple[int, ...] = ()
 
     def __call__(self, logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Return float32[B] for float32[B, K] and the labels of a batch, which may be mixed (see `training.mixing`)."""
+        if self.classes:
+            classes = np.array(self.classes)
+            logits = logits[:, classes]
+            places = {name: jnp.searchsorted(classes, batch[name]) for name in ('label', 'other') if name in batch}
+            batch = {**batch, **places}
         labels, others, share = batch['label'], batch.get('other'), batch.get('share')
         if self.loss == 'cross_entropy':
             # Linear in the targets: two labels of each image stand for a row of them.

@@ -175,9 +175,10 @@ def adaptation_sentence(report: dict[str, Any]) -> str:
         return f'Adapted by SGD fine-tuning through the network, {record["num_steps"]:,} steps.'
     prior = record.get('prior_images', 0)  # which an older run does not have
     blended = f' blended with the old ones, which count as {prior:,},' if prior else ','
+    fitted = f'{blended} then the classifier on the embeddings of all {record["images"]:,}'
     text = (
         f'Adapted in one pass: statistics of {", ".join(record["batch_norm"])} from {record["statistics_images"]:,} '
-        f'training images{blended} then the classifier on the embeddings of all {record["images"]:,}; '
+        f'training images{fitted if record["solver"] != "none" else blended.rstrip(",")}; '
         f'{record["passes"]:.2f} passes through the network in all. '
     )
     return f'{text}The classifier: {adapt.describe(record)}.'

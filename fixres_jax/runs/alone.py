@@ -90,7 +90,7 @@ def plan(opened: Run) -> str:
     kept = f', {len(held_out):,} more held out' if held_out is not None else ''
     return (
         f'{opened.start.about["architecture"]} at {pixels} pixels{chosen}: one pass over {len(train):,} images{kept}, '
-        f'{batch} at once, read by {readers} threads; then its classifier by {adaptation.SOLVERS[how.solver]}.'
+        f'{batch} at once, read by {readers} threads; its classifier: {adaptation.SOLVERS[how.solver]}.'
     )
 
 

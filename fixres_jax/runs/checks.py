@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from fixres_jax import models
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
@@ -52,6 +54,18 @@ def sgd_on_embeddings(model: Model, finetuning: Finetuning, task: str) -> None:
             f'finetune.augmentation={finetuning.augmentation!r} draws each image anew in each epoch, and '
             'adapt.solver=sgd embeds it once: set finetune.augmentation=test, with adapt.copies for augmented copies, '
             f'or {instead} to train through the network.'
+        )
+
+
+def warn_of_few_classes(labels: np.ndarray, num_classes: int) -> None:
+    """Say so when the images of an adaptation are of some of the network's classes, which is not the method."""
+    few = len(np.unique(labels))
+    if few < num_classes and processes.is_host0():
+        log.warning(
+            "Warning: the training images are of %d of the network's %s classes. Its classifier is fitted among these "
+            'alone and the rows of the other %s stay as they are, which is not the published method: adapt.solver=none '
+            'adapts the statistics alone, and reset_head starts a classifier of these classes.',
+            *(few, f'{num_classes:,}', f'{num_classes - few:,}'),
         )
 
 

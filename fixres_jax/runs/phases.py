@@ -169,6 +169,7 @@ def _finetune(run: Run, results: Results, resolution: int | Resolution, phase: s
         writing=run.validated(run.writing(phase), model, resolution),
         seed=run.settings.seed + 1,  # other batches than training saw
         title=phase,
+        classes=train.few_classes(run.images.train, model.num_classes),
     )
     run.networks[phase] = dataclasses.replace(result, model=run.start.model)
     return info | {'test_resolution': resolution}

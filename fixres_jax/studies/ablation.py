@@ -114,6 +114,7 @@ def _affine_rows(subject: Subject) -> list[dict[str, Any]]:
             writing=dataclasses.replace(subject.writing, directory=subject.writing.directory / str(number)),
             seed=subject.seed + 1,  # other batches than training saw
             title=f'ablation: {part}',
+            classes=train.few_classes(subject.train, before.model.num_classes),
         )
     result = evaluate.evaluate(networks, subject.test, transform, subject.feed.named('ablation'))
     return [

@@ -225,7 +225,7 @@ def _sentence(numbers: Numbers) -> str:
     strengths = ', '.join(map(str, numbers['strengths']))
     return (
         f'{text} Corruptions are means over the strengths {strengths}. In their mean the larger size alone changes '
-        f'top-1 by {change["resolution"]:+.2f} points, the adaptation by {change["adaptation"]:+.2f} at the larger size and by '
+        f'top-1 by {change["resolution"]:+.2f} points, the adaptation by {change["adaptation"]:+.2f} there and by '
         f'{change["refitting"]:+.2f} at the training size.'
     )
 

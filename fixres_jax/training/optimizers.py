@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fixres_jax.core import trees
@@ -218,3 +219,25 @@ def _sum(first: optax.GradientTransformation, second: optax.GradientTransformati
         return jax.tree.map(jnp.add, one, two), (first_state, second_state)
 
     return optax.GradientTransformation(init, update)
+
+
+def among(classifier: str, classes: Sequence[int]) -> optax.GradientTransformation:
+    """Return what lets a classifier learn some classes alone, for the reasons of `adaptation.classifier.with_part`.
+
+    Args:
+      classifier: its '/' name.
+      classes: whose rows move, each against the others: their mean stays, and so do the rows of all other classes.
+    """
+    places = np.array(classes)
+
+    def centred(update: jax.Array) -> jax.Array:
+        rows = update[..., places]
+        return jnp.zeros_like(update).at[..., places].set(rows - rows.mean(-1, keepdims=True))
+
+    def change(updates: Any, params: Any = None) -> Any:
+        flat = trees.flatten(updates)
+        return trees.unflatten(
+            {name: centred(leaf) if name.startswith(f'{classifier}/') else leaf for name, leaf in flat.items()}
+        )
+
+    return optax.stateless(change)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from etils import epath
 
@@ -18,7 +19,7 @@ from fixres_jax.data.transforms import Transform
 from fixres_jax.machines import processes, sharding
 from fixres_jax.machines.runtime import Runtime
 from fixres_jax.models import Mode, Model, Variables
-from fixres_jax.training import loop, metrics_log, state
+from fixres_jax.training import loop, metrics_log, optimizers, state
 from fixres_jax.training.optimization import Optimization, describe, make_optimizer
 from fixres_jax.training.programs import Programs
 from fixres_jax.training.step import Procedure, TrainStep, make_train_step
@@ -64,13 +65,25 @@ def regroup(model: Model, how: Optimization, title: str) -> Model:
     return model.clone(bn_group_size=size)
 
 
+def few_classes(source: Source, num_classes: int) -> tuple[int, ...]:
+    """Return the labels of images that are of some of so many classes, which an adaptation tells from each other alone.
+
+    () where they are of all.
+    """
+    present = np.unique(source.labels)
+    return tuple(present.tolist()) if len(present) < num_classes else ()
+
+
 def prepare(
-    model: Model, how: Optimization, num_images: int, runtime: Runtime
+    model: Model, how: Optimization, num_images: int, runtime: Runtime, classes: tuple[int, ...] = ()
 ) -> tuple[int, optax.GradientTransformation, optax.Schedule, TrainStep]:
     """Return (steps of the phase, optimizer, learning rate as a function of the step, train step)."""
     names = model.names() if how.layer_decay < 1 else ()
     params = [name.removeprefix('params/') for name in names if name.startswith('params/')]
     num_steps, tx, schedule = make_optimizer(how, num_images, params)
+    objective = dataclasses.replace(how.objective(), classes=classes)
+    if classes:
+        tx = optax.chain(tx, optimizers.among(model.architecture.classifier, classes))
     _, frozen = trees.split(model.shapes()['params'], how.trainable)
     step_fn = make_train_step(
         model,
@@ -79,7 +92,7 @@ def prepare(
         Mode(how.batch_norm, dropout=True, drop_path=not frozen),
         mesh=runtime.mesh,
         layout=runtime.layout,
-        procedure=Procedure(how.objective(), how.mix(model), how.average(num_images), how.accumulate_steps),
+        procedure=Procedure(objective, how.mix(model), how.average(num_images), how.accumulate_steps),
     )
     return num_steps, tx, schedule, step_fn
 
@@ -128,6 +141,7 @@ def run(
     writing: Writing,
     seed: int,
     title: str,
+    classes: tuple[int, ...] = (),
 ) -> tuple[Network, dict[str, Any]]:
     """Train a network on a source, going on where an earlier run in the same directory stood.
 
@@ -140,13 +154,14 @@ def run(
       writing: where to and how often it writes.
       seed: of the variables, the order of the images, and the augmentation.
       title: what the progress bar says.
+      classes: see `few_classes`.
 
     Returns:
       The trained network on the devices, with the average of its parameters where that is kept (the checkpoints have
       the parameters themselves, too), and {'num_steps', 'images_seen', 'earlier_seconds': of earlier processes}.
     """
     sharding.check_batch_size(how.batch_size, runtime.mesh, f'{title}.batch_size', how.accumulate_steps)
-    num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime)
+    num_steps, tx, schedule, step_fn = prepare(network.model, how, len(source), runtime, classes)
     kept = {'mesh': runtime.mesh, 'layout': runtime.layout, 'averages': how.average(len(source)) is not None}
     blank = state.abstract(network.model, tx, how.trainable, **kept)
     models.batch_norm_layers(blank.batch_stats, how.batch_norm)
