@@ -65,4 +65,5 @@ def of_means(differences: np.ndarray) -> dict[str, float]:
     {'difference': 25.0, 'low': 13.99, 'high': 36.01}
     """
     mean, half = float(np.mean(differences)), Z95 * float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    return {'difference': 100 * mean, 'low': 100 * max(-1.0, mean - half), 'high': 100 * min(1.0, mean + half)}
+    difference = round(100 * mean, 9) + 0.0  # Means of thirds that cancel are no 0 otherwise.
+    return {'difference': difference, 'low': 100 * max(-1.0, mean - half), 'high': 100 * min(1.0, mean + half)}
