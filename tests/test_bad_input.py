@@ -146,7 +146,7 @@ VALUES = [
     ('--config.train.accumulate_steps=3', r'cannot be split into train.accumulate_steps=3 parts: .* such as 66'),
     ('--config.train.batch_size=4 --config.model.bn_group_size=4', r'batch_size=4 cannot be split over 8 devices'),
     ('--config.model.bn_group_size=1 --config.train.resolution=32', r'model.bn_group_size=1 makes groups of one image'),
-    ('--config.test.resolutions=(32,40)', r'test.resolutions=\(32, 40\) has none of at least train.resolution=48'),
+    ('--config.test.resolutions=(32,40)', r'test.resolutions=\(32, 40\) has none of at least train.resolution=64'),
     ('--config.data.held_out_fraction=0', r'Nothing to choose .* above 0, such as 0.02, or give test.resolution'),
     ('--config.train.epochs=0', r'train.epochs=0 needs a trained network'),
     ('--config.reset_head=True', r'reset_head=True gives a fresh classifier to a given network'),
