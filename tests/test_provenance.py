@@ -172,6 +172,18 @@ def test_weights_without_a_record_have_not_seen_images_of_other_classes(config, 
         assert not make(copy(config, **fields, reset_head=True)).adaptation.unseen
 
 
+@pytest.mark.parametrize(('classes', 'unseen'), [(('cat', 'dog'), True), (('bee', 'cat'), False)])
+def test_a_training_on_record_has_not_seen_images_of_classes_that_it_does_not_know(config, tmp_path, classes, unseen):
+    pair = draw(models.create('resnet18', 2, width=8))
+    network, _ = trained(copy(config, data__classes=('ant', 'bee')), pair, 'pair')
+    fields = {'init_from': network, 'task': 'adapt', 'data__classes': classes, 'reset_head': True}
+    assert make(copy(config, **fields)).adaptation.unseen == unseen
+    # Of two trainings on record only the last one's classes are known.
+    variables, about = checkpoint.load_model(network)
+    checkpoint.save_model(f'{network}_twice', variables, about | {'trained_on': 2 * about['trained_on']})
+    assert not make(copy(config, **fields | {'init_from': f'{network}_twice'})).adaptation.unseen
+
+
 def test_a_run_goes_on_with_its_own_images_or_not_at_all(config, data, tmp_path, monkeypatch):
     """Stopped after training, then an image more: the same command says so and does nothing."""
 

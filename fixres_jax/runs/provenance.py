@@ -45,6 +45,21 @@ def given_trainings(metadata: dict[str, Any]) -> list[Training]:
     return metadata.get('trained_on', [None]) if metadata else []
 
 
+def on_other_images(metadata: dict[str, Any], data: Sequence[str]) -> list[Training]:
+    """Return the records of a given network that tell of other images than those at hand, where its classes are others.
+
+    Those without a record, such as ImageNet's; and a single training on record, if none of its classes has the name of
+    one of the data. Of several, only the last one's classes are known.
+
+    Args:
+      metadata: of the network, whose classifier starts afresh.
+      data: names of the data's classes.
+    """
+    recorded = [record for record in given_trainings(metadata) if record is not None]
+    own = set(metadata.get('class_names') or data)
+    return [None, *(recorded if len(recorded) == 1 and not own & set(data) else ())]
+
+
 def extend(trainings: Sequence[Training], new: Training) -> list[Training]:
     """Return the records with a new one at the end, unless it is there."""
     return [*trainings] if new in trainings else [*trainings, new]

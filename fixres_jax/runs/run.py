@@ -189,6 +189,8 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
     if images.train is not None:
         after = provenance.extend(trainings, provenance.training(selection(s), images.train, images.held_out))
     start.about['trained_on'] = after if s.trains else trainings
+    others = provenance.on_other_images(about, data_classes) if s.reset_head else []
+    looked_at = [record for record in start.about['trained_on'] if record not in others]
     mesh = sharding.make_mesh()
     finetuning = networks.finetuning(s, start.about['architecture'])
     if not finetuning.batch_size and images.train is not None:
@@ -202,7 +204,7 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
         present=present,
         start=start,
         given=about,
-        adaptation=_adaptation(s, finetuning, _unseen(s, start.about['trained_on'], images.held_out, unseen)),
+        adaptation=_adaptation(s, finetuning, _unseen(looked_at, images.held_out, unseen)),
         finetuning=finetuning,
         adapted_about=start.about | {'trained_on': after},
     )
@@ -216,12 +218,10 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
     return run
 
 
-def _unseen(s: Settings, trainings: list[Any], held_out: Source | None, unseen: bool | None) -> bool:
+def _unseen(trainings: list[Any], held_out: Source | None, unseen: bool | None) -> bool:
     """Say whether there are held-out images that the network has not seen, which alone may choose."""
     if held_out is None or unseen is not None:
         return held_out is not None and bool(unseen)
-    if s.reset_head:  # Weights without a record: a network of other classes has been trained on other images.
-        trainings = [record for record in trainings if record is not None]
     reason = provenance.why_seen(trainings, held_out)
     if reason:
         log.info('The network may have seen some of the %d held-out images: %s.', len(held_out), reason)
