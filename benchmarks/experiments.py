@@ -13,7 +13,6 @@ it. Differences are of the same images and the same seeds.
 import argparse
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ import numpy as np
 
 import fixres_jax
 from fixres_jax.core import files, tables
-from fixres_jax.evaluation.intervals import Z95
+from fixres_jax.evaluation import intervals
 
 Overrides = Mapping[str, Any]  # field of the config -> value
 
@@ -74,14 +73,14 @@ EXPERIMENTS = {
         common={'test.resolutions': (96, 128, 160, 192, 224)},
     ),
 }
-# What a report calls its numbers -> heading, folder of the network in the workdir.
+# What a report calls its numbers -> heading, folders in the workdir of which the first that is there has the network:
+# an average is what was trained, and a run that is adapted to its training size is its own control.
 NUMBERS = {
-    'train_resolution': ('tested at the training size', 'train'),
-    'larger': ('larger, not adapted', 'train'),
-    'adapted': ('larger and adapted', 'adapt'),
-    'adapted_at_train_resolution': ('control: adapted at the training size', 'control'),
+    'train_resolution': ('tested at the training size', ('ema', 'train')),
+    'larger': ('larger, not adapted', ('ema', 'train')),
+    'adapted': ('larger and adapted', ('adapt',)),
+    'adapted_at_train_resolution': ('control: adapted at the training size', ('control', 'adapt')),
 }
-
 ENVIRONMENT = ('date', 'devices', 'host', 'commit')  # of a report: what is kept of it
 
 
@@ -121,17 +120,8 @@ def _run(experiment: Experiment, variant: str, seed: int, workdir: Path, data: s
     if data:
         changes['data.source'] = data
     flags = [f'--config.{field}={value}' for field, value in changes.items()]
-    command = [
-        sys.executable,
-        '-m',
-        'fixres_jax.main',
-        '--config',
-        experiment.config,
-        '--workdir',
-        str(workdir),
-        *flags,
-    ]
-    subprocess.run(command, check=True)
+    program = [sys.executable, '-m', 'fixres_jax.main', '--config', experiment.config, '--workdir', str(workdir)]
+    subprocess.run([*program, *flags], check=True)
 
 
 def _hits(workdir: Path, data: str) -> dict[str, Any]:
@@ -141,9 +131,8 @@ def _hits(workdir: Path, data: str) -> dict[str, Any]:
     if not kept.exists():
         images = Path(data or workdir / 'data') / 'val'
         found = {}
-        for name, (_, folder) in NUMBERS.items():
-            folder = 'ema' if folder == 'train' and (workdir / 'ema').exists() else folder
-            network = fixres_jax.load(workdir / folder)
+        for name, (_, folders) in NUMBERS.items():
+            network = fixres_jax.load(next(workdir / one for one in folders if (workdir / one).exists()))
             said = network.outputs(images, resolution=report['numbers'][name]['resolution'])
             found[name] = said['softmax'].argmax(-1) == said['labels']
             top1 = report['numbers'][name]['top1']
@@ -178,8 +167,8 @@ def _minus(hits, others, name: str, other: str) -> dict[str, float]:
 
 def _mean(values: np.ndarray) -> dict[str, float]:
     """Return the mean of one value an image, in percent, with the 95 % interval over the images."""
-    mean, half = 100 * values.mean(), 100 * Z95 * values.std(ddof=1) / math.sqrt(len(values))
-    return {'mean': mean, 'low': mean - half, 'high': mean + half, 'images': len(values)}
+    found = intervals.of_means(values)
+    return {'mean': found['difference'], 'low': found['low'], 'high': found['high'], 'images': len(values)}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> tables.Table:
