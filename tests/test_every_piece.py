@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import watched
 from configs import base
 from fixres_jax import models
 from fixres_jax.core import trees
@@ -23,7 +24,6 @@ from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.models import resnet
 from fixres_jax.runs import phases, recipe, settings
 from fixres_jax.runs.run import open_run
-from fixres_jax.training import train
 from fixres_jax.weights import network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,18 +74,7 @@ def trained(config, workdir, devices=None):
 @pytest.fixture(scope='module')
 def straight(config, tmp_path_factory):
     """What a run that nothing interrupts leaves, and what it compiled: pixels of each program of the step."""
-    compiled, original = [], train.make_train_step
-
-    class Step:
-        def __init__(self, *args, **kwargs):
-            self.step = original(*args, **kwargs)
-
-        def lower(self, state, batch, key):
-            compiled.append(batch['image'].shape[1])
-            return self.step.lower(state, batch, key)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, 'make_train_step', Step)  # it cannot be called, only lowered
+    with watched.training_programs() as compiled:
         return *trained(config, tmp_path_factory.mktemp('straight')), compiled
 
 

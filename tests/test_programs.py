@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import watched
 from fixres_jax import models
 from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.machines import preemption, sharding
@@ -43,19 +44,8 @@ def run(model, directory, folder, devices=None):
 @pytest.fixture(scope='module')
 def straight(model, tmp_path_factory, tiny_folder):
     """The folder and the variables of a run that nothing interrupts, and what it compiled: pixels -> times."""
-    compiled, original = [], train.make_train_step
-
-    class Step:
-        def __init__(self, *args, **kwargs):
-            self.step = original(*args, **kwargs)
-
-        def lower(self, state, batch, key):
-            compiled.append(batch['image'].shape[1])
-            return self.step.lower(state, batch, key)
-
     directory = tmp_path_factory.mktemp('straight')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, 'make_train_step', Step)  # it cannot be called, only lowered
+    with watched.training_programs() as compiled:
         return directory, run(model, directory, tiny_folder), compiled
 
 

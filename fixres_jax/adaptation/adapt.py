@@ -137,8 +137,9 @@ def adapt(
     # 1. The statistics of the last BatchNorm at each test resolution, from a part of the training images.
     began = time.monotonic()
     sampled = statistics.sample(images.train, how.statistics_images, seed)
-    how_measured = {'batch_norm': how.batch_norm, 'prior_images': how.prior_images}
-    by_resolution = statistics.measure(network, sampled, test_transforms, feed, **how_measured)
+    by_resolution = statistics.measure(
+        network, sampled, test_transforms, feed, batch_norm=how.batch_norm, prior_images=how.prior_images
+    )
     seconds = {'statistics': time.monotonic() - began}
 
     # 2. One pass of the trunk over all training images, and one over the held-out ones under both statistics.

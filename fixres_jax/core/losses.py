@@ -94,6 +94,12 @@ def mixed_hits(logits: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
     return batch['share'] * own + (1 - batch['share']) * hits(logits, batch['other'], 1)
 
 
+def answering(logits: jax.Array, classes: tuple[int, ...]) -> jax.Array:
+    """Return logits with which those classes alone can be answered."""
+    allowed = np.isin(np.arange(logits.shape[-1]), classes)
+    return jnp.where(allowed, logits, -jnp.inf)
+
+
 def hits(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     """Say for each example whether its label is among the `k` highest logits.
 

@@ -78,8 +78,7 @@ def _make_step(model: Model, mesh: Mesh, present: tuple[int, ...] | None) -> Cal
         for name, new in changes.items():
             logits, _ = model.apply({'batch_stats': {}} | trees.unflatten(flat | new), image, EVAL)
             if present is not None:
-                allowed = np.isin(np.arange(logits.shape[-1]), present)
-                logits = jnp.where(allowed[None, :], logits, -jnp.inf)
+                logits = losses.answering(logits, present)
             outcome[name] = losses.hits(logits, label, 1)
         return outcome
 
