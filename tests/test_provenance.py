@@ -155,7 +155,6 @@ def test_weights_without_a_record_may_have_seen_everything(config, variables, tm
     assert [record and record['selection']['seed'] for record in other] == [None, 0, 1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('task', ['recipe', 'adapt'])
 def test_weights_without_a_record_have_not_seen_images_of_other_classes(config, variables, tmp_path, task):
     """With a fresh classifier held-out images choose; a training that is on record is held against them still."""
@@ -184,6 +183,7 @@ def test_a_training_on_record_has_not_seen_images_of_classes_that_it_does_not_kn
     assert not make(copy(config, **fields | {'init_from': f'{network}_twice'})).adaptation.unseen
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_images_or_not_at_all(config, data, tmp_path, monkeypatch):
     """Stopped after training, then an image more: the same command says so and does nothing."""
 
