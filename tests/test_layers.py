@@ -114,6 +114,12 @@ def test_a_map_smaller_than_the_window_is_convolved_alike_and_without_xlas_slow_
         assert ('convolution' in lowered.lower(lowering_platforms=(platform,)).as_text()) == there
 
 
+def test_patches_that_do_not_overlap_stay_a_convolution_everywhere():
+    layer, x = layers.Conv(6, 4, 4, padding=layers.valid), jnp.zeros((2, 8, 8, 3))
+    lowered = jax.jit(layer.apply).trace(layer.init(jax.random.key(0), x), x)
+    assert 'convolution' in lowered.lower(lowering_platforms=('cpu',)).as_text()
+
+
 def test_an_image_too_small_for_a_window_is_refused():
     with pytest.raises(UsageError, match='4x9 pixels has reached a window of 7x7'):
         layers.Conv(3, 7, padding=layers.valid).init(jax.random.key(0), jnp.zeros((1, 4, 9, 3)))

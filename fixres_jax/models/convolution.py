@@ -116,6 +116,7 @@ def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: 
         return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
     elsewhere = functools.partial(by_device, convolve) if groups > 1 else convolve
     outputs = [(n + sum(p) - k) // stride + 1 for n, p, k in zip(x.shape[1:3], around, kernel.shape[:2], strict=True)]
+    # Windows that do not overlap, of patch embeddings, are fast and have many places.
     if stride < max(kernel.shape[:2]) and _below(kernel.shape[:2], x.shape[1:3], outputs):
         by_patches = functools.partial(_multiply_patches, stride=stride, around=around, groups=groups)
         return lax.platform_dependent(x, kernel, cpu=by_patches, default=elsewhere)
