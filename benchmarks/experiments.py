@@ -3,8 +3,9 @@
     python benchmarks/experiments.py EXPERIMENT --data IMAGES --runs DIR --out FILE.json
 
 EXPERIMENT is a row of EXPERIMENTS. The program makes its runs one after the other, in DIR/EXPERIMENT/VARIANT-SEED: what
-was stopped goes on, and what is done is only read. --variants and --seeds make a part of them. The table is printed and
-its numbers are written to FILE.json.
+was stopped goes on, and what is done is only read. Of each run a record is kept beside FILE.json, in the folder FILE:
+which images each network got right. The workdir is not needed after that, so that several machines can share the runs.
+--variants and --seeds make a part of them. The table is printed and its numbers are written to FILE.json.
 
 An accuracy is the mean over the seeds; its interval is over the test images, and the figure of each seed stands beside
 it. Differences are of the same images and the same seeds.
@@ -49,18 +50,18 @@ EXPERIMENTS = {
     # How far seeds are apart.
     'quickstart': Experiment('quickstart', {'quickstart': {}}),
     'imagenette': Experiment('imagenette:small', {'small': {}}),
-    # Pieces of newer recipes, each for as long as 30 passes at 96 take: on one core about 29 minutes.
+    # Pieces of newer recipes: half an hour each on one core of an Intel Xeon, of which training takes about 25 minutes.
     'recipes': Experiment(
         'imagenette:small',
         {
             'small': {},
-            'progressive': {'train.progressive': ((0.3333, 64), (0.6667, 80)), 'train.epochs': 40},
+            'progressive': {'train.progressive': ((0.3333, 64), (0.6667, 80)), 'train.epochs': 24.0},
             'cutmix': {'train.mixing.cutmix': 1.0, 'train.mixing.probability': 0.5},
             'ema': {'train.ema.decay': 0.995},
             'trivial': {'train.augment': 'trivial', 'train.jitter': 0.0},
         },
         seeds=(0, 1),
-        common={'test.resolutions': (96, 128, 160)},
+        common={'train.epochs': 18.0, 'test.resolution': 128, 'test.resolutions': (96, 128)},
     ),
     # Small images and the adaptation, or training at the size of the test: as many operations of training in all.
     'small_or_large': Experiment(
@@ -92,10 +93,14 @@ def main() -> None:
     for variant in args.variants or experiment.variants:
         hits = []
         for seed in args.seeds or experiment.seeds:
-            workdir = Path(args.runs) / args.experiment / f'{variant.replace(" ", "_")}-{seed}'
-            if not (workdir / 'report.json').exists():
-                _run(experiment, variant, seed, workdir, args.data)
-            hits.append(_hits(workdir, args.data))
+            name = f'{variant.replace(" ", "_")}-{seed}'
+            record = Path(args.out).with_suffix('') / f'{name}.json'
+            if not record.exists():
+                workdir = Path(args.runs) / args.experiment / name
+                if not (workdir / 'report.json').exists():
+                    _run(experiment, variant, seed, workdir, args.data)
+                _keep(record, workdir, args.data)
+            hits.append(_hits(record))
         first = first or hits
         rows.append(_row(variant, hits, first))
         value = {'experiment': args.experiment, 'config': experiment.config, 'rows': rows}
@@ -124,34 +129,42 @@ def _run(experiment: Experiment, variant: str, seed: int, workdir: Path, data: s
     subprocess.run([*program, *flags], check=True)
 
 
-def _hits(workdir: Path, data: str) -> dict[str, Any]:
-    """Return of each of the four numbers its resolution and bool[N], the images that it got right."""
+def _keep(record: Path, workdir: Path, data: str) -> None:
+    """Write down of a run which images each of its four numbers got right."""
     report = json.loads((workdir / 'report.json').read_text())
-    kept = workdir / 'hits.npz'
-    if not kept.exists():
-        images = Path(data or workdir / 'data') / 'val'
-        found = {}
-        for name, (_, folders) in NUMBERS.items():
-            network = fixres_jax.load(next(workdir / one for one in folders if (workdir / one).exists()))
-            said = network.outputs(images, resolution=report['numbers'][name]['resolution'])
-            found[name] = said['softmax'].argmax(-1) == said['labels']
-            top1 = report['numbers'][name]['top1']
-            assert abs(100 * found[name].mean() - top1) < 0.2, (workdir, name, found[name].mean(), top1)
-        np.savez(kept, **found)
-    with np.load(kept) as found:
-        result = {name: (report['numbers'][name]['resolution'], found[name]) for name in NUMBERS}
-    return result | {'report': report}
+    images = Path(data or workdir / 'data') / 'val'
+    numbers = {}
+    for name, (_, folders) in NUMBERS.items():
+        network = fixres_jax.load(next(workdir / one for one in folders if (workdir / one).exists()))
+        resolution, top1 = (report['numbers'][name][key] for key in ('resolution', 'top1'))
+        said = network.outputs(images, resolution=resolution)
+        right = said['softmax'].argmax(-1) == said['labels']
+        assert abs(100 * right.mean() - top1) < 0.2, (workdir, name, right.mean(), top1)
+        numbers[name] = {'resolution': resolution, 'images': len(right), 'right': np.packbits(right).tobytes().hex()}
+    value = {'seed': report['config']['seed'], 'seconds': report['seconds'], 'numbers': numbers}
+    value['environment'] = {key: report['environment'][key] for key in ENVIRONMENT}
+    files.write_json(record, value)
+
+
+def _hits(record: Path) -> dict[str, Any]:
+    """Return a record, with the images that each number got right as bool[N]."""
+    value = json.loads(record.read_text())
+    for number in value['numbers'].values():
+        bits = np.frombuffer(bytes.fromhex(number['right']), np.uint8)
+        number['right'] = np.unpackbits(bits, count=number['images']).astype(bool)
+    return value
 
 
 def _row(variant: str, hits: Sequence[dict[str, Any]], first: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the numbers of one variant, from the hits of its seeds and of those that it is compared with."""
-    row = {'variant': variant, 'seeds': [one['report']['config']['seed'] for one in hits]}
-    row['seconds'] = [round(one['report']['seconds']['train']) for one in hits]
-    row['environments'] = [{key: one['report']['environment'][key] for key in ENVIRONMENT} for one in hits]
+    row = {'variant': variant, 'seeds': [one['seed'] for one in hits]}
+    row['seconds'] = [round(one['seconds']['train']) for one in hits]
+    row['environments'] = [one['environment'] for one in hits]
     for name in NUMBERS:
-        row[name] = _mean(np.mean([one[name][1] for one in hits], axis=0))
-        row[name]['each'] = [100 * float(one[name][1].mean()) for one in hits]
-        row[name]['resolutions'] = [one[name][0] for one in hits]
+        numbers = [one['numbers'][name] for one in hits]
+        row[name] = _mean(np.mean([number['right'] for number in numbers], axis=0))
+        row[name]['each'] = [100 * float(number['right'].mean()) for number in numbers]
+        row[name]['resolutions'] = [number['resolution'] for number in numbers]
     row['adapted_minus_control'] = _minus(hits, hits, 'adapted', 'adapted_at_train_resolution')
     row['adapted_minus_train_resolution'] = _minus(hits, hits, 'adapted', 'train_resolution')
     if hits is not first:
@@ -161,8 +174,8 @@ def _row(variant: str, hits: Sequence[dict[str, Any]], first: Sequence[dict[str,
 
 def _minus(hits, others, name: str, other: str) -> dict[str, float]:
     """Return a difference on the same images, each the mean over its seeds."""
-    pairs = zip(hits, others, strict=True)
-    return _mean(np.mean([a[name][1].astype(float) - b[other][1] for a, b in pairs], axis=0))
+    pairs = [(a['numbers'][name]['right'], b['numbers'][other]['right']) for a, b in zip(hits, others, strict=True)]
+    return _mean(np.mean([a.astype(float) - b for a, b in pairs], axis=0))
 
 
 def _mean(values: np.ndarray) -> dict[str, float]:

@@ -181,7 +181,7 @@ def test_studies_of_a_run(finished, tiny_folder, tmp_path):
     main(tmp_path / 'grid', *study, '--config.study=grid', f'--config.analyze.runs={(str(workdir),)}')
     rows = json.loads((tmp_path / 'grid' / 'studies' / 'grid.json').read_text())['rows']
     assert [row['train_resolution'] for row in rows] == [32]
-    assert (tmp_path / 'grid' / 'plots' / 'grid.svg').exists()
+    assert {path.name for path in (tmp_path / 'grid' / 'plots').iterdir()} == {'grid.svg', 'frontier.svg'}
 
 
 def test_report_html_stands_alone(finished):

@@ -17,7 +17,7 @@ from fixres_jax.data.sources import Splits
 from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
-from fixres_jax.studies import ablation, advice, robustness, sizes
+from fixres_jax.studies import ablation, advice, grid, robustness, sizes
 from fixres_jax.studies.study import Pair, Subject
 from fixres_jax.training.train import Writing
 from fixres_jax.weights.network import Network
@@ -172,7 +172,14 @@ def test_figures_need_only_what_is_saved(tmp_path):
             },
             {},
         ),
-        'grid': ({'rows': [{'train_resolution': 32, 'curve': [point | {'resolution': r} for r in (32, 48)]}]}, {}),
+        'grid': (
+            {
+                'rows': [
+                    {'train_resolution': 32, 'curve': [point | {'resolution': r, 'milliseconds': r} for r in (32, 48)]}
+                ]
+            },
+            {},
+        ),
     }  # fmt: skip
     assert saved.keys() == studies.STUDIES.keys()
     for name, (numbers, arrays) in saved.items():
@@ -180,4 +187,28 @@ def test_figures_need_only_what_is_saved(tmp_path):
         write_arrays(tmp_path / 'studies' / f'{name}.npz', arrays)
         studies.draw(epath.Path(tmp_path), name)
     drawn = {path.stem for path in (tmp_path / 'plots').iterdir()}
-    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'robustness', 'grid'}
+    assert drawn == {'regions', 'activations', 'ablation', 'examples', 'cost', 'robustness', 'grid', 'frontier'}
+
+
+def test_the_frontier_holds_what_no_other_run_beats_in_time_and_accuracy():
+    def point(resolution, milliseconds, before, own):
+        return {
+            'resolution': resolution, 'milliseconds': milliseconds,
+            'top1_before': before, 'low_before': before - 1, 'high_before': before + 1,
+            'top1_own': own, 'low_own': own - 1, 'high_own': own + 1,
+        }  # fmt: skip
+
+    rows = [
+        {'train_resolution': 96, 'curve': [point(96, 1.0, 80.0, 80.5), point(128, 2.0, 82.0, 83.0)]},
+        {'train_resolution': 128, 'curve': [point(96, 1.1, 79.0, 81.0), point(128, 1.9, 82.5, 82.5)]},
+    ]
+    found = grid.frontier(rows)
+    sizes = {
+        kind: [(point['train_resolution'], point['resolution']) for point in points] for kind, points in found.items()
+    }
+    assert sizes == {'not adapted': [(96, 96), (128, 128)], 'adapted': [(96, 96), (128, 96), (128, 128), (96, 128)]}
+    _, lines = grid.STUDY.table({'rows': rows})
+    assert lines[1] == ('1.10', '96 → 96: 80.00 (79.00 to 81.00)', '128 → 96: 81.00 (80.00 to 82.00)')
+    assert lines[-1] == ('2.00', '128 → 128: 82.50 (81.50 to 83.50)', '96 → 128: 83.00 (82.00 to 84.00)')
+    del rows[0]['curve'][0]['milliseconds']
+    assert grid.frontier(rows)['not adapted'][0]['train_resolution'] == 128
