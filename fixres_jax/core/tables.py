@@ -15,6 +15,15 @@ def accuracy(row: Mapping[str, Any], suffix: str = '') -> str:
     return '{:.2f} ({:.2f} to {:.2f})'.format(*(row[f'{name}{suffix}'] for name in ('top1', 'low', 'high')))
 
 
+def digits(value: float) -> str:
+    """Write a number with three digits.
+
+    >>> digits(1), digits(0.0104), digits(287.6)
+    ('1.00', '0.0104', '288')
+    """
+    return f'{value:#.3g}'.rstrip('.')
+
+
 def uneven(points: Iterable[Mapping[str, Any]]) -> bool:
     """Say whether the mean per class of a point is another than its top-1, by a tenth of a point or more.
 

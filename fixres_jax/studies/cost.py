@@ -72,22 +72,13 @@ def _table(numbers: Numbers) -> tables.Table:
         (
             str(row['resolution']),
             *(
-                f'{_digits(row[key])} ({row[key] / base[key]:.2f} of that at {base["resolution"]})'
+                f'{tables.digits(row[key])} ({row[key] / base[key]:.2f} of that at {base["resolution"]})'
                 for key in labels(numbers)
             ),
         )
         for row in numbers['rows']
     ]
     return ('test resolution', *labels(numbers).values()), rows
-
-
-def _digits(value: float) -> str:
-    """Write a number with three digits.
-
-    >>> _digits(1), _digits(0.0104), _digits(287.6)
-    ('1.00', '0.0104', '288')
-    """
-    return f'{value:#.3g}'.rstrip('.')
 
 
 def _draw(numbers: Numbers, arrays: Arrays) -> Figure:

@@ -85,7 +85,7 @@ def _table(numbers: Numbers) -> tables.Table:
     """Return for each time the best pair of sizes that it is enough for, without the adaptation and with it."""
     found = frontier(numbers['rows'])
     limits = sorted({point['milliseconds'] for points in found.values() for point in points})
-    rows = [(f'{limit:#.3g}', *(_best(points, limit) for points in found.values())) for limit in limits]
+    rows = [(tables.digits(limit), *(_best(points, limit) for points in found.values())) for limit in limits]
     return ('ms an image, at most', *(f'{kind}: sizes, top-1 (%)' for kind in found)), rows
 
 
