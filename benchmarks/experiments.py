@@ -62,7 +62,12 @@ EXPERIMENTS = {
             'trivial': {'train.augment': 'trivial', 'train.jitter': 0.0},
         },
         seeds=(0, 1),
-        common={'train.epochs': 18.0, 'test.resolution': 128, 'test.resolutions': (96, 128)},
+        common={
+            'train.epochs': 18.0,
+            'validate_every_epochs': 0.0,
+            'test.resolution': 128,
+            'test.resolutions': (96, 128),
+        },
     ),
     # Small images and the adaptation, or training at the size of the test: as many operations of training in all.
     'small_or_large': Experiment(
