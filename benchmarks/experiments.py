@@ -53,9 +53,9 @@ EXPERIMENTS = {
     'imagenette': Experiment('imagenette:small', {'small': {}}),
     # Pieces of newer recipes: half an hour each on one core of an Intel Xeon, of which training takes about 25 minutes.
     'recipes': Experiment(
-        'imagenette:small',
+        'imagenette:plain',
         {
-            'small': {},
+            'plain': {},
             'progressive': {'train.progressive': ((0.3333, 64), (0.6667, 80)), 'train.epochs': 24.0},
             'cutmix': {'train.mixing.cutmix': 1.0, 'train.mixing.probability': 0.5},
             'ema': {'train.ema.decay': 0.995},
@@ -71,7 +71,7 @@ EXPERIMENTS = {
     ),
     # Small images and the adaptation, or training at the size of the test: as many operations of training in all.
     'small_or_large': Experiment(
-        'imagenette:small',
+        'imagenette:plain',
         {
             'trained at 96': {},
             'trained at 128': {'train.resolution': 128, 'train.epochs': 16.875},

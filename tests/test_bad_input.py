@@ -201,7 +201,7 @@ COMMANDS = [
     ('main', '--config=configs/quickstar.py --workdir={new}', 2, r"Did you mean 'configs/quickstart.py'"),
     ('main', '--config=configs --workdir={new}', 2, r"There is no config file 'configs'"),
     ('main', '--config= --workdir={new}', 2, r"There is no config file ''"),
-    ('main', '--config=configs/imagenette.py:big --workdir={new}', 2, r"no variant 'big': use :small or :resnet50"),
+    ('main', '--config=configs/imagenette.py:big --workdir={new}', 2, r"no variant 'big': use :small, :plain or"),
     ('main', '--config=configs/resnet50.py:512 --workdir={new}', 2, r"no variant '512'"),
     ('main', '--config=configs/quickstart.py:big --workdir={new}', 2, r'takes no variant: leave out :big'),
     ('main', '--config={no_get_config} --workdir={new}', 2, r'no_get_config.py has no get_config: a config file has'),

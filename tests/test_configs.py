@@ -23,6 +23,7 @@ CONFIGS = [
     ('quickstart', None),
     ('robustness', None),
     ('imagenette', 'small'),
+    ('imagenette', 'plain'),
     ('imagenette', 'resnet50'),
     *(('resnet50', variant) for variant in resnet50.RESOLUTIONS),
     *(('resnet50_ffcv', variant) for variant in resnet50_ffcv.LARGER_FROM),

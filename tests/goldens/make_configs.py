@@ -30,7 +30,7 @@ def named_configs():
         'base': [None],
         'quickstart': [None],
         'robustness': [None],
-        'imagenette': ['small', 'resnet50'],
+        'imagenette': ['small', 'plain', 'resnet50'],
         'resnet50': resnet50.RESOLUTIONS,
         'resnet50_ffcv': resnet50_ffcv.LARGER_FROM,
         'finetune': ['resnet50', 'paper'],
