@@ -5,6 +5,7 @@
 EXPERIMENT is a row of EXPERIMENTS. The program makes its runs one after the other, in DIR/EXPERIMENT/VARIANT-SEED: what
 was stopped goes on, and what is done is only read. Of each run a record is kept beside FILE.json, in the folder FILE:
 which images each network got right. The workdir is not needed after that, so that several machines can share the runs.
+A run with a record is not made again, whatever has changed since: another FILE makes them anew.
 --variants and --seeds make a part of them; --config.FIELD=VALUE goes to every run, such as an init_from. The table is
 printed and its numbers are written to FILE.json.
 

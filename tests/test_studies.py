@@ -200,7 +200,10 @@ def test_the_frontier_holds_what_no_other_run_beats_in_time_and_accuracy():
 
     rows = [
         {'train_resolution': 96, 'curve': [point(96, 1.0, 80.0, 80.5), point(128, 2.0, 82.0, 83.0)]},
-        {'train_resolution': 128, 'curve': [point(96, 1.1, 79.0, 81.0), point(128, 1.9, 82.5, 82.5)]},
+        {
+            'train_resolution': 128,
+            'curve': [point(96, 1.1, 79.0, 81.0), point(128, 1.9, 82.5, 82.5), point(64, 2.0, 82.5, 82.9)],
+        },
     ]
     found = grid.frontier(rows)
     sizes = {
