@@ -32,8 +32,8 @@ def test_the_quickstart_gives_the_committed_numbers_again(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())['rows'][0]
     committed = json.loads((ROOT / 'docs/results/quickstart.json').read_text())['rows'][0]
-    # What the larger size alone gives differs by more than the images' interval from one processor to the next, and with
-    # it the size that is chosen; the others do not.
+    # What the larger size alone gives, and which size is chosen, differs from one processor to the next by more than
+    # the interval of the images; the other numbers do not.
     for name in ('train_resolution', 'adapted', 'adapted_at_train_resolution'):
         assert found[name]['low'] <= committed[name]['each'][0] <= found[name]['high'], name
     assert found['larger']['high'] < found['adapted']['low']
