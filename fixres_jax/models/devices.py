@@ -22,10 +22,15 @@ def by_device(convolve: Callable[..., jax.Array], x: jax.Array, kernel: jax.Arra
     """Return convolve(x, kernel), each device with its own images.
 
     For a convolution in groups XLA has to be told: on CPU and GPU it gathers the whole batch on every device otherwise
-    (https://github.com/openxla/xla/issues/47945).
+    (https://github.com/openxla/xla/issues/47945). So it has for a loop over images, as in `depthwise`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return convolve(x, kernel)
     images = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(convolve, in_specs=(images, PartitionSpec()), out_specs=images)(x, kernel)
+
+    def on_one(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        # Each device's own kernel: so what comes back to it is added up over the devices, of a custom gradient too.
+        return convolve(x, lax.pcast(kernel, mesh.axis_names, to='varying'))
+
+    return jax.shard_map(on_one, in_specs=(images, PartitionSpec()), out_specs=images)(x, kernel)
