@@ -1,6 +1,7 @@
 """The layers that networks share, beside XLA's own convolution and torch's pools."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,18 @@ def test_shifts_are_the_depthwise_convolution_and_so_are_their_gradients(shape, 
     small = depthwise(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16), stride, pads)
     assert small.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float32(small), expected, rtol=0.05, atol=0.1)
+
+
+def test_on_a_cpu_a_1x1_convolution_and_its_gradients_are_plain_products():
+    layer = layers.Conv(6, 1, stride=2, padding=layers.symmetric)
+    x = jnp.zeros((2, 8, 8, 4))
+    variables = layer.init(jax.random.key(0), x)
+    pull = jax.jit(jax.grad(lambda variables, x: layer.apply(variables, x).sum(), (0, 1)))
+    text = pull.trace(variables, x).lower(lowering_platforms=('cpu',)).as_text()
+    # Over several axes at once XLA:CPU first copies the map with its axes reversed.
+    contracted = re.findall(r'contracting_dims = \[(.*?)\] x \[(.*?)\]', text)
+    assert len(contracted) == 2 and 'convolution' not in text
+    assert all(',' not in axes for pair in contracted for axes in pair)
 
 
 def test_accelerators_keep_the_depthwise_convolution():
