@@ -57,15 +57,20 @@ def sgd_on_embeddings(model: Model, finetuning: Finetuning, task: str) -> None:
         )
 
 
-def warn_of_few_classes(labels: np.ndarray, num_classes: int) -> None:
+def warn_of_few_classes(labels: np.ndarray, num_classes: int, keeps_classifier: bool) -> None:
     """Say so when the images of an adaptation are of some of the network's classes, which is not the method."""
     few = len(np.unique(labels))
     if few < num_classes and processes.is_host0():
+        others = f'{num_classes - few:,}'
         log.warning(
-            "Warning: the training images are of %d of the network's %s classes. Its classifier is fitted among these "
-            'alone and the rows of the other %s stay as they are, which is not the published method: adapt.solver=none '
-            'adapts the statistics alone, and reset_head starts a classifier of these classes.',
-            *(few, f'{num_classes:,}', f'{num_classes - few:,}'),
+            "Warning: the training images are of %d of the network's %s classes, which is not the published method. %s",
+            few,
+            f'{num_classes:,}',
+            f'The new statistics are those of such images, and can cost accuracy on all {num_classes:,}: compare the '
+            'adapted network with the one before.'
+            if keeps_classifier
+            else f'The classifier is fitted among these alone and the rows of the other {others} stay as they are: '
+            'reset_head starts a classifier of these classes.',
         )
 
 

@@ -209,9 +209,9 @@ def make(s: Settings, given: Network | None, images: Splits, workdir: epath.Path
         adapted_about=start.about | {'trained_on': after},
     )
     _check_adaptation(run)
-    keeps = 'adapt' in s.phases and run.adaptation.solver == 'none'
-    if given is not None and not s.reset_head and not keeps and {'adapt', 'finetune'} & set(s.phases):
-        checks.warn_of_few_classes(images.train.labels, start.model.num_classes)
+    if given is not None and not s.reset_head and {'adapt', 'finetune'} & set(s.phases):
+        keeps = 'adapt' in s.phases and run.adaptation.solver == 'none'
+        checks.warn_of_few_classes(images.train.labels, start.model.num_classes, keeps)
     for section in s.optimized:
         used = finetuning if section is s.finetune else section
         checks.warn_of_large_batch(used, len(images.train))
