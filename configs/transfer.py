@@ -11,9 +11,9 @@ Variants:  :DATASET or :DATASET,MODEL, of the keys of DATASETS and the models of
            resnet50 unless said. `folder` is for one's own: data.source holds train/ and val/ of class folders.
 Data:      docs/data.md says which folders are read as they are distributed. The others come from tensorflow-datasets.
            With init_from=RUN, a workdir of configs/imagenette.py:small, and model resnet18 its network is transferred.
-Time:      tf_efficientnet_lite0 on Grocery, a core of an AMD EPYC that other programs used as well, 24 November 2026:
-           31 images for a second of the processor's time at 128 and 20 at 160 (8 and 5 steps of 64). At that rate the
-           training, 2,088 steps, takes 72 and 111 minutes of a core; the sweep and the rest have not been measured.
+Time:      tf_efficientnet_lite0 on Grocery, one core of an AMD EPYC with memory in large pages (docs/performance.md),
+           30 November 2026: steps of 64 images at 128 pixels train 25.6 images a second, so that the 2,088 steps take
+           87 minutes. The sweep, the rest and the size of 160 have not been measured.
 Accuracy:  not measured here. The table has what the paper publishes, of larger networks; the report shows it.
 
 Three seeds of tf_efficientnet_lite0 on Grocery, trained at 128 and at 160, adapted at up to 256. The weights are those
