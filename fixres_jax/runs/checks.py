@@ -61,16 +61,18 @@ def warn_of_few_classes(labels: np.ndarray, num_classes: int, keeps_classifier: 
     """Say so when the images of an adaptation are of some of the network's classes, which is not the method."""
     few = len(np.unique(labels))
     if few < num_classes and processes.is_host0():
-        others = f'{num_classes - few:,}'
+        means = (
+            f'The classifier is fitted among these alone and the rows of the other {num_classes - few:,} stay as they '
+            'are: reset_head starts a classifier of these classes.'
+        )
+        if keeps_classifier:
+            means = (
+                f'The new statistics are those of such images, and can cost accuracy on all {num_classes:,}: compare '
+                'the adapted network with the one before.'
+            )
         log.warning(
             "Warning: the training images are of %d of the network's %s classes, which is not the published method. %s",
-            few,
-            f'{num_classes:,}',
-            f'The new statistics are those of such images, and can cost accuracy on all {num_classes:,}: compare the '
-            'adapted network with the one before.'
-            if keeps_classifier
-            else f'The classifier is fitted among these alone and the rows of the other {others} stay as they are: '
-            'reset_head starts a classifier of these classes.',
+            *(few, f'{num_classes:,}', means),
         )
 
 
