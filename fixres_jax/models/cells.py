@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fixres_jax.models import layers
+from fixres_jax.models import initializers, layers
 from fixres_jax.models.convolution import Padding
 
 # (left input, operation, right input, operation); inputs are 0, the cell before the last, 1, the last cell, and from 2
@@ -72,9 +72,9 @@ class Pieces:
         return layers.Conv(features, side, stride, padding=self.padding, initializer=kernel, **options)
 
 
-def _initializer(groups: int = 1) -> nn.initializers.Initializer:
+def _initializer(groups: int = 1) -> initializers.Initializer:
     """Return TensorFlow's initialisation of a kernel, whose outputs are those of its own group."""
-    return nn.initializers.variance_scaling(2.0 * groups, 'fan_out', 'truncated_normal')
+    return initializers.fan_out(2.0 * groups, initializers.UNIT_TRUNCATED_NORMAL)
 
 
 class SeparableConv(nn.Module):

@@ -8,13 +8,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fixres_jax.models import layers
+from fixres_jax.models import initializers, layers
 from fixres_jax.models.architecture import Architecture
 from fixres_jax.models.stages import rates_of_stages
 
 LayerNorm = functools.partial(layers.LayerNorm, 1e-6)
 # Liu et al. 2022: the kernels of all convolutions begin as those of the linear layers.
-Conv = functools.partial(layers.Conv, bias=True, initializer=layers.TRUNCATED)
+Conv = functools.partial(layers.Conv, bias=True, initializer=initializers.TRUNCATED)
 
 
 class Block(nn.Module):

@@ -12,6 +12,7 @@ from jax import lax
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.depthwise import depthwise
 from fixres_jax.models.devices import by_device, gather
+from fixres_jax.models.initializers import KAIMING, Initializer
 
 # (pixels of the axis, side of the window, stride) -> pixels to add before and after
 Padding = Callable[[int, int, int], tuple[int, int]]
@@ -40,8 +41,6 @@ def valid(size: int, side: int, stride: int) -> tuple[int, int]:
 
 # By the name that the option `padding` gives it.
 PADDINGS: dict[str, Padding] = {'symmetric': symmetric, 'same': same, 'valid': valid}
-# He et al. 2015, as torchvision and timm initialise convolutions: a group counts as a whole network's worth of outputs.
-KAIMING = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 def pads(x: jax.Array, sides: tuple[int, int], stride: int, padding: Padding) -> tuple[tuple[int, int], ...]:
@@ -75,7 +74,7 @@ class Conv(nn.Module):
     groups: int = 1
     padding: Padding = dataclasses.field(kw_only=True)
     bias: bool = False
-    initializer: nn.initializers.Initializer = KAIMING
+    initializer: Initializer = KAIMING
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fixres_jax.models import initializers
 from fixres_jax.models.convolution import Conv, valid
 from fixres_jax.models.devices import gather
 
@@ -56,11 +57,7 @@ class ChannelConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = gather(self.param('kernel', _kernel_1d, self.side))
+        draw = initializers.uniform(self.side**-0.5)  # as torch does with one channel
+        kernel = gather(self.param('kernel', draw, (self.side, 1, 1), jnp.float32))
         around = ((self.side // 2, self.side // 2),)
         return lax.conv_general_dilated(x, kernel, (1,), around, dimension_numbers=('NWC', 'WIO', 'NWC'))
-
-
-def _kernel_1d(key: jax.Array, side: int) -> jax.Array:
-    """Draw a kernel of one channel as torch does."""
-    return jax.random.uniform(key, (side, 1, 1), jnp.float32, -(side**-0.5), side**-0.5)

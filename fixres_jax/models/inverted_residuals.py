@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fixres_jax.models import layers
+from fixres_jax.models import initializers, layers
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -136,9 +136,9 @@ class Block(nn.Module):
         return self.norm(name=f'bn{number}')(y, mode)
 
 
-def _by_channel(groups: int) -> nn.initializers.Initializer:
+def _by_channel(groups: int) -> initializers.Initializer:
     """Return TensorFlow's initialisation of a depthwise kernel, whose outputs are those of its own group."""
-    return nn.initializers.variance_scaling(2.0 * groups, 'fan_out', 'normal')
+    return initializers.fan_out(2.0 * groups, initializers.UNIT_NORMAL)
 
 
 class Blocks(nn.Module):

@@ -14,14 +14,15 @@ from jax import lax
 
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
+from fixres_jax.models import initializers
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
 from fixres_jax.models.devices import gather
 from fixres_jax.models.gates import ChannelAttention, SqueezeExcite
-from fixres_jax.models.perceptron import TRUNCATED, LayerScale, Linear, Perceptron, ResponseNorm, linear_rates
+from fixres_jax.models.perceptron import LayerScale, Linear, Perceptron, ResponseNorm, linear_rates
 from fixres_jax.models.pooling import adaptive_avg_pool, avg_pool, max_pool
 
 __all__ = [
-    'EVAL', 'PADDINGS', 'TRAIN', 'TRUNCATED', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'ConvNormAct',
+    'EVAL', 'PADDINGS', 'TRAIN', 'BatchNorm', 'ChannelAttention', 'Classifier', 'Conv', 'ConvNormAct',
     'DropPath', 'Dropout', 'Head', 'LayerNorm', 'LayerScale', 'Linear', 'Mode', 'Padding', 'Perceptron',
     'ResponseNorm', 'SqueezeExcite', 'adaptive_avg_pool', 'avg_pool', 'batch_norm_layers', 'gather', 'linear_rates',
     'max_pool', 'normalize', 'same', 'symmetric', 'valid',
@@ -231,16 +232,11 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         inputs = x.shape[-1]
-        kernel = gather(self.param('kernel', _uniform, (inputs, self.num_classes), inputs))
-        bias = self.param('bias', _uniform, (self.num_classes,), inputs)
+        draw = initializers.uniform(inputs**-0.5)
+        kernel = gather(self.param('kernel', draw, (inputs, self.num_classes), jnp.float32))
+        bias = self.param('bias', draw, (self.num_classes,), jnp.float32)
         # Without the precision an accelerator multiplies float32 in TF32 or bfloat16.
         return jnp.matmul(x.astype(jnp.float32), kernel, precision='highest') + bias.reshape(1, -1)
-
-
-def _uniform(key: jax.Array, shape: tuple[int, ...], inputs: int) -> jax.Array:
-    """Draw from U(-1/sqrt(inputs), 1/sqrt(inputs))."""
-    bound = inputs**-0.5
-    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 class LayerNorm(nn.Module):

@@ -5,9 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fixres_jax.models.devices import gather
-
-# As timm initialises such networks.
-TRUNCATED = nn.initializers.truncated_normal(0.02)
+from fixres_jax.models.initializers import TRUNCATED
 
 
 class Linear(nn.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fixres_jax.core.errors import UsageError
-from fixres_jax.models import layers
+from fixres_jax.models import initializers, layers
 from fixres_jax.models.architecture import HALF, Architecture
 
 LayerNorm = functools.partial(layers.LayerNorm, 1e-6)
@@ -156,9 +156,9 @@ class ViT(nn.Module):
                 f'Images of {height}x{width} pixels do not divide into patches of {PATCH}x{PATCH}: give sides that '
                 f'are multiples of {PATCH}.'
             )
-        token = self.param('cls_token', nn.initializers.normal(1e-6), (1, 1, self.width), jnp.float32)
+        token = self.param('cls_token', initializers.normal(1e-6), (1, 1, self.width), jnp.float32)
         slots = self.grid**2 + self.class_slot
-        positions = self.param('pos_embed', layers.TRUNCATED, (1, slots, self.width), jnp.float32)
+        positions = self.param('pos_embed', initializers.TRUNCATED, (1, slots, self.width), jnp.float32)
         x = layers.normalize(images, self.mean, self.std, self.dtype)
         patches = PatchEmbed(self.width, name='patch_embed')(x)
         _, rows, columns, _ = patches.shape
