@@ -128,7 +128,7 @@ def measure(found: Mapping[str, np.ndarray], resolutions: list[int]) -> Iterator
             fitted = _fit(found[f'train {size} after'], found['train label'], order[:count], old)
             outputs = [np.asarray(classifier.logits(head, jnp.asarray(after))) for head in fitted]
             outputs.append(np.asarray(classifier.logits(old, jnp.asarray(before))))
-            row = {'resolution': size, 'training': count or len(order)}
+            row = {'resolution': size, 'training': len(order[:count])}
             yield from ({**row, **drawn} for drawn in _draw(np.stack(outputs), label))
             log.info('%s of %s done.', row, len(order))
 
