@@ -133,6 +133,13 @@ def test_patches_that_do_not_overlap_stay_a_convolution_everywhere():
     assert 'convolution' in lowered.lower(lowering_platforms=('cpu',)).as_text()
 
 
+@pytest.mark.parametrize(('channels', 'features', 'groups'), [(1, 8, 8), (4, 0, 1), (4, 6, 4), (6, 8, 4)])
+def test_channels_that_make_no_groups_are_refused(channels, features, groups):
+    layer = layers.Conv(features, 3, groups=groups, padding=layers.symmetric)
+    with pytest.raises(UsageError, match=f'maps {channels} channels to {features} in {groups} groups'):
+        layer.init(jax.random.key(0), jnp.zeros((1, 8, 8, channels)))
+
+
 def test_an_image_too_small_for_a_window_is_refused():
     with pytest.raises(UsageError, match='4x9 pixels has reached a window of 7x7'):
         layers.Conv(3, 7, padding=layers.valid).init(jax.random.key(0), jnp.zeros((1, 4, 9, 3)))

@@ -81,6 +81,11 @@ class Conv(nn.Module):
         side = self.kernel_size
         height, width = (side, side) if isinstance(side, int) else side
         inputs = x.shape[-1]
+        if self.features < 1 or inputs % self.groups or self.features % self.groups:
+            raise UsageError(
+                f'No convolution maps {inputs} channels to {self.features} in {self.groups} groups: this width of the '
+                'model makes no network.'
+            )
         kernel = self.param(
             'kernel', self.initializer, (height, width, inputs // self.groups, self.features), jnp.float32
         ).astype(x.dtype)
