@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import QUICK_TO_COMPILE
 from fixres_jax.core import trees
 from fixres_jax.weights import checkpoint
 
@@ -35,7 +36,6 @@ SMALL = (
     '--config.log_every_steps=1',
     '--config.checkpoint_every_steps=4',
 )
-QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 pytestmark = pytest.mark.slow
 
 

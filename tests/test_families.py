@@ -63,11 +63,7 @@ def normalized(name, images):
     return (np.float32(images) / 255 - mean) / std
 
 
-# Most of the time goes into compiling: without the passes that make it fast, a third less.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-
-
-@partial(jax.jit, static_argnums=(0, 3), compiler_options=QUICK)
+@partial(jax.jit, static_argnums=(0, 3))
 def apply(model, variables, images, mode):
     return model.apply(variables, images, mode)
 
@@ -143,7 +139,7 @@ def test_dropout_and_drop_path_by_their_distribution(family):
     images = np.repeat(weights.images(1, family.recipe[0]), 8, axis=0)
     calm = apply(model.clone(**dict.fromkeys(rates, 0.0)), variables, images, EVAL)[0]
 
-    @partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def draw(key):
         return model.apply(variables, images, Mode(dropout=True, drop_path=True), rngs={'dropout': key})[0]
 

@@ -5,13 +5,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from conftest import QUICK_TO_COMPILE
 from fixres_jax.report import findings
 from fixres_jax.runs import settings
 from fixres_jax.runs.run import open_run
@@ -31,16 +31,10 @@ SMALL = (
     '--config.finetune.batch_size=16',
     '--config.log_every_steps=1',
     '--config.checkpoint_every_steps=2',
+    '--config.test.batch_size=8',  # one program for the images of each part
+    '--config.compilation_cache=',  # that of all tests
 )
-
-
-# One compilation for all of these processes.
-CACHE = tempfile.TemporaryDirectory(prefix='fixres_jax_cache_')
-ENVIRONMENT = os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': CACHE.name,
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-}
+ENVIRONMENT = os.environ | {'XLA_FLAGS': f'{QUICK_TO_COMPILE} --xla_force_host_platform_device_count=2'}
 
 
 def main(workdir, *arguments, config='configs/quickstart.py', expect=0):

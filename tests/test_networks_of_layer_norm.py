@@ -42,11 +42,7 @@ def test_positions_are_resized_along_both_axes(grid):
     np.testing.assert_allclose(found, wanted.reshape(1, -1, 3), atol=1e-5)
 
 
-# Compiling takes most of the time.
-QUICK = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
-
-
-@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@partial(jax.jit, static_argnums=0)
 def evaluate(model, variables, images):
     return model.apply(variables, images, EVAL)
 

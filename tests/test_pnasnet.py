@@ -16,7 +16,7 @@ from fixres_jax.models import EVAL, Mode, pnasnet
 from fixres_jax.training import state
 from fixres_jax.training.step import make_train_step
 from goldens import weights
-from test_families import QUICK, apply, variables_of
+from test_families import apply, variables_of
 
 NAME = 'pnasnet5large'
 WIDTH = 8
@@ -101,13 +101,13 @@ def flops_of(model, trainable, mode, size):
         'label': jax.ShapeDtypeStruct((2,), np.int32),
     }
     lowered = step.lower(abstract, batch, jax.random.key(0))
-    return lowered.compile(QUICK).cost_analysis()['flops']
+    return lowered.compile().cost_analysis()['flops']
 
 
 def forward_flops(model, size):
     images = jax.ShapeDtypeStruct((2, size, size, 3), np.float32)
     forward = jax.jit(lambda variables, images: model.apply(variables, images, EVAL)[0])
-    return forward.lower(model.shapes(), images).compile(QUICK).cost_analysis()['flops']
+    return forward.lower(model.shapes(), images).compile().cost_analysis()['flops']
 
 
 @SLOW

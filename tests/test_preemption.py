@@ -35,11 +35,11 @@ def _no_process_is_left():
             process.wait()
 
 
-def start(workdir, *arguments):
+def start(workdir, *arguments, flags=ENVIRONMENT['XLA_FLAGS']):
     """Start the program as a terminal would, in its own process group; return it and the file of what it prints."""
     log = Path(f'{workdir}.log')
     command = [sys.executable, '-m', 'fixres_jax.main', '--config=configs/quickstart.py', f'--workdir={workdir}']
-    environment = ENVIRONMENT | {'JAX_PLATFORMS': 'cpu'}
+    environment = ENVIRONMENT | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
     with log.open('w') as file:
         process = subprocess.Popen(
             [*command, *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True
@@ -96,7 +96,7 @@ def test_other_phases_stop_between_batches_and_begin_again(tmp_path, tiny_folder
 
 @pytest.mark.parametrize('signum, expected', [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_a_compilation_is_given_up_within_seconds(tmp_path, tiny_folder, signum, expected):
-    process, log = start(tmp_path / 'run', f'--config.data.source={tiny_folder}', *SLOW_TO_COMPILE)
+    process, log = start(tmp_path / 'run', f'--config.data.source={tiny_folder}', *SLOW_TO_COMPILE, flags='')
     wait_for(process, log, 'samples of')
     time.sleep(2)
     code, printed = stop(process, log, 'samples of', signum, SOON)
@@ -105,7 +105,7 @@ def test_a_compilation_is_given_up_within_seconds(tmp_path, tiny_folder, signum,
 
 
 def test_a_second_interrupt_ends_the_process_at_once(tmp_path, tiny_folder):
-    process, log = start(tmp_path / 'run', f'--config.data.source={tiny_folder}', *SLOW_TO_COMPILE)
+    process, log = start(tmp_path / 'run', f'--config.data.source={tiny_folder}', *SLOW_TO_COMPILE, flags='')
     wait_for(process, log, 'samples of')
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.5)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import QUICK_TO_COMPILE
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
 ClusterName=test
@@ -182,7 +184,7 @@ def test_a_job_is_stopped_by_the_signal_requeued_and_finished(slurm, tmp_path):
     environment = slurm | {
         'PYTHON': sys.executable,
         'JAX_PLATFORMS': 'cpu',
-        'XLA_FLAGS': '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+        'XLA_FLAGS': QUICK_TO_COMPILE,
         'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }

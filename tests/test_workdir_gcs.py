@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import QUICK_TO_COMPILE
 from fixres_jax.data import drawings
 from test_main import ROOT, SMALL
 
@@ -85,7 +86,7 @@ def environment():
             'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'any',  # tensorstore's own, so that it looks for none
             'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
             'PYTHONPATH': str(ROOT),
-            'XLA_FLAGS': '',
+            'XLA_FLAGS': QUICK_TO_COMPILE,
         }
         server.terminate()
 
