@@ -12,8 +12,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 QUICK_TO_COMPILE = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 if metadata.version('jaxlib').startswith('0.10.'):  # later ones have no such option, and end at what they do not know
     QUICK_TO_COMPILE += ' --xla_cpu_use_fusion_emitters=false'
-FLAGS = os.environ.get('XLA_FLAGS', '')
-os.environ['XLA_FLAGS'] = f'{FLAGS} {QUICK_TO_COMPILE} --xla_force_host_platform_device_count=8'
+FLAGS = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = f'{FLAGS} {QUICK_TO_COMPILE}'
 # One compilation of each program for all tests, of both workers, and for the processes that they start.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix='fixres_jax_tests_')
@@ -25,6 +25,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
+jax.devices()  # reads the flags
+os.environ['XLA_FLAGS'] = FLAGS  # libtpu, in tests that compile for TPUs, ends at those that it does not know.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read flags.

@@ -84,7 +84,8 @@ def test_training_stops_at_the_next_step_with_a_whole_checkpoint(tmp_path, tiny_
     assert code == expected and f'goes on from step {step} of' in printed
 
 
-@pytest.mark.parametrize('phase', [pytest.param('sweep', marks=pytest.mark.slow), 'evaluate'])
+@pytest.mark.slow
+@pytest.mark.parametrize('phase', ['sweep', 'evaluate'])
 def test_other_phases_stop_between_batches_and_begin_again(tmp_path, tiny_folder, phase):
     options = (f'--config.data.source={tiny_folder}', *SMALL, '--config.test.batch_size=2')
     code, printed = stop(*start(tmp_path / 'run', *options), f'Phase {phase} begins')

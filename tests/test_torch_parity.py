@@ -20,7 +20,8 @@ from goldens import weights
 from goldens.families import TORCHVISION
 
 GOLDEN = np.load(Path(__file__).parent / 'goldens' / 'torch.npz')
-LARGE = ('resnext101_32x16d',)
+# Their blocks are those of smaller ones.
+LARGE = ('resnext101_32x8d', 'resnext101_32x16d', 'resnext101_64x4d', 'wide_resnet101_2')
 FORWARD = [name for name in models.ARCHITECTURES if f'{name}/forward' in GOLDEN]
 
 
