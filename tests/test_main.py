@@ -119,8 +119,7 @@ def test_another_config_in_the_same_workdir_is_refused(finished, tiny_folder):
 
 def test_tasks_of_one_phase(finished, tiny_folder, tmp_path):
     workdir, _ = finished
-    source = f'--config.data.source={tiny_folder}'
-    start = (source, *SMALL, f'--config.init_from={workdir / "train"}')
+    start = (f'--config.data.source={tiny_folder}', *SMALL, f'--config.init_from={workdir / "train"}')
     printed = main(tmp_path / 'evaluate', *start, '--config.task=evaluate')
     report = json.loads((workdir / 'report.json').read_text())
     result = json.loads((tmp_path / 'evaluate' / 'evaluate.json').read_text())
@@ -132,8 +131,13 @@ def test_tasks_of_one_phase(finished, tiny_folder, tmp_path):
     held_out = json.loads((workdir / 'sweep.json').read_text())['count']
     assert f' on {held_out} held-out images' in printed and 'may have seen' not in printed
     assert checkpoint.load_metadata(tmp_path / 'adapt')['test_resolution'] == 48
-    main(tmp_path / 'train', source, *SMALL, '--config.task=train', '--config.train.epochs=1')
-    assert checkpoint.load_metadata(tmp_path / 'train')['num_classes'] == 4
+
+
+def test_training_alone_keeps_its_programs_where_the_config_says(tiny_folder, tmp_path):
+    options = (*SMALL, '--config.task=train', '--config.train.epochs=1', '--config.compilation_cache=programs')
+    main(tmp_path, f'--config.data.source={tiny_folder}', *options)
+    assert checkpoint.load_metadata(tmp_path)['num_classes'] == 4
+    assert any('step' in path.name for path in (tmp_path / 'programs').iterdir())
 
 
 def test_extraction_of_a_run_is_scored_as_its_report(finished, tiny_folder, tmp_path):
