@@ -3,6 +3,7 @@
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fixres_jax.core.errors import UsageError
 from fixres_jax.machines import sharding
-from fixres_jax.models import EVAL, Mode, layers
+from fixres_jax.models import EVAL, TRAIN, Mode, layers
 from fixres_jax.models.depthwise import depthwise
+from fixres_jax.models.devices import by_platform
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 DROPS = Mode(dropout=True, drop_path=True)
@@ -61,6 +63,51 @@ def test_on_a_cpu_a_1x1_convolution_and_its_gradients_are_plain_products():
     contracted = re.findall(r'contracting_dims = \[(.*?)\] x \[(.*?)\]', text)
     assert len(contracted) == 2 and 'convolution' not in text
     assert all(',' not in axes for pair in contracted for axes in pair)
+
+
+def on_a_mesh_of(platform, function):
+    device = jax.sharding.AbstractDevice(device_kind='', num_cores=None, platform=platform)
+    mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
+
+    def on_mesh(*arguments):
+        with jax.sharding.use_abstract_mesh(mesh):
+            return function(*arguments)
+
+    return on_mesh
+
+
+def test_the_devices_of_a_mesh_choose_the_function_when_it_is_traced_and_without_a_mesh_the_lowering_does():
+    def function(x):
+        return by_platform(x, cpu=jnp.sin, tpu=jnp.cos, default=jnp.tan)
+
+    def used(traced, platform):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        return {name for name in ('sine', 'cosine', 'tan') if f'stablehlo.{name} ' in text}
+
+    for device, platform, name in (('cpu', 'cpu', 'sine'), ('tpu', 'tpu', 'cosine'), ('gpu', 'cuda', 'tan')):
+        assert used(jax.jit(function).trace(1.0), platform) == {name}
+        assert used(jax.jit(on_a_mesh_of(device, function)).trace(1.0), 'cpu') == {name}
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu', 'gpu'])
+def test_a_step_on_a_mesh_traces_no_layer_for_another_platform(platform):
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, mode):
+            x = layers.Conv(8, 3, padding=layers.symmetric)(x)
+            x = layers.BatchNorm(2, 1e-5, 0.1)(x, mode)
+            x = layers.max_pool(x, 3, 2, layers.symmetric)
+            x = layers.Conv(8, 3, groups=8, padding=layers.symmetric)(x)
+            return layers.Conv(8, 1, padding=layers.symmetric)(x).sum()
+
+    network, x = Network(), draw(4, 8, 8, 3)
+    variables = network.init(jax.random.key(0), x, TRAIN)
+
+    def loss(params):
+        return network.apply({**variables, 'params': params}, x, TRAIN, mutable=['batch_stats'])[0]
+
+    traced = {on: str(jax.make_jaxpr(jax.grad(on))(variables['params'])) for on in (loss, on_a_mesh_of(platform, loss))}
+    assert ['platform_index' in text for text in traced.values()] == [True, False]
 
 
 def test_accelerators_keep_the_depthwise_convolution():

@@ -11,7 +11,7 @@ from jax import lax
 
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models.depthwise import depthwise
-from fixres_jax.models.devices import by_device, gather
+from fixres_jax.models.devices import by_device, by_platform, gather
 from fixres_jax.models.initializers import KAIMING, Initializer
 
 # (pixels of the axis, side of the window, stride) -> pixels to add before and after
@@ -99,7 +99,7 @@ class Conv(nn.Module):
 
 
 def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: int) -> jax.Array:
-    """Convolve, by the program that is fast on the platform that it is lowered for."""
+    """Convolve, by the program that is fast on the platform."""
     convolve = functools.partial(
         lax.conv_general_dilated,
         window_strides=(stride, stride),
@@ -109,7 +109,7 @@ def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: 
     )
     if 1 < groups == x.shape[-1] == kernel.shape[-1]:
         on_cpu = functools.partial(by_device, functools.partial(depthwise, stride=stride, pads=around))
-        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolve)
+        return by_platform(x, kernel, cpu=on_cpu, default=convolve)
 
     def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x = x[:, ::stride, ::stride]
@@ -118,13 +118,13 @@ def _apply(x: jax.Array, kernel: jax.Array, stride: int, around: tuple, groups: 
     if groups == 1 and kernel.shape[:2] == (1, 1) and not any(map(any, around)):
         # On two cores XLA:CPU's weight gradient of a 1x1 convolution runs at 11 GFLOP/s, of a product at 73. On
         # accelerators a convolution is fused with its neighbours and a product is not.
-        return lax.platform_dependent(x, kernel, cpu=multiply, default=convolve)
+        return by_platform(x, kernel, cpu=multiply, default=convolve)
     elsewhere = functools.partial(by_device, convolve) if groups > 1 else convolve
     outputs = [(n + sum(p) - k) // stride + 1 for n, p, k in zip(x.shape[1:3], around, kernel.shape[:2], strict=True)]
     # Windows that do not overlap, of patch embeddings, are fast and have many places.
     if stride < max(kernel.shape[:2]) and _below(kernel.shape[:2], x.shape[1:3], outputs):
         by_patches = functools.partial(_multiply_patches, stride=stride, around=around, groups=groups)
-        return lax.platform_dependent(x, kernel, cpu=by_patches, default=elsewhere)
+        return by_platform(x, kernel, cpu=by_patches, default=elsewhere)
     return elsewhere(x, kernel)
 
 

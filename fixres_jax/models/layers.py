@@ -16,7 +16,7 @@ from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError
 from fixres_jax.models import initializers
 from fixres_jax.models.convolution import PADDINGS, Conv, Padding, same, symmetric, valid
-from fixres_jax.models.devices import gather
+from fixres_jax.models.devices import by_platform, gather
 from fixres_jax.models.gates import ChannelAttention, SqueezeExcite
 from fixres_jax.models.perceptron import LayerScale, Linear, Perceptron, ResponseNorm, linear_rates
 from fixres_jax.models.pooling import adaptive_avg_pool, avg_pool, max_pool
@@ -135,7 +135,7 @@ class BatchNorm(nn.Module):
         by_group = functools.partial(_normalize, size=size, epsilon=self.epsilon, reshape=True)
         by_image = functools.partial(_normalize, size=size, epsilon=self.epsilon, reshape=False)
         # XLA:GPU writes reshaped maps out, transposed and in float32; XLA:TPU reshapes for nothing, and does less then.
-        y, mean, var = lax.platform_dependent(x, scale, bias, tpu=by_group, default=by_image)
+        y, mean, var = by_platform(x, scale, bias, tpu=by_group, default=by_image)
         if mode.population:
             running_mean.value, running_var.value = (value.mean(0) for value in (mean, var))
         elif not self.is_initializing():

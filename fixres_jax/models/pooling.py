@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from fixres_jax.models.convolution import Padding, pads
+from fixres_jax.models.devices import by_platform
 
 Around = tuple[tuple[int, int], tuple[int, int]]  # pixels before and after each axis
 
@@ -31,9 +32,7 @@ def max_pool(x: jax.Array, side: int, stride: int, padding: Padding, *, ceil_mod
 
     # The TPU has an instruction for the gradient. XLA:GPU keeps four indices of 32 bits a window for it, and on the CPU
     # the gradient below is 8 times faster than XLA's, if not in bfloat16, of which a CPU has no arithmetic.
-    return lax.platform_dependent(
-        x, tpu=whole, cpu=lambda x: first(x.astype(jnp.float32)).astype(x.dtype), default=first
-    )
+    return by_platform(x, tpu=whole, cpu=lambda x: first(x.astype(jnp.float32)).astype(x.dtype), default=first)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
