@@ -18,7 +18,8 @@ FOLDER = ROOT / 'docs' / 'scaling'
 PER_CHIP = 128  # images of a step on a chip
 CHIPS = {'v5e:2x2': 4, 'v5e:4x4': 16, 'v5e:16x16': 256, 'v5p:2x2x1': 4, 'h100': 1, 'h100:8': 8}
 FSDP, REMAT = '--config.sharding=fsdp', '--config.model.remat=block'
-LARGE = {'resnext101_32x48d': 16, 'tf_efficientnet_l2': 8}  # networks that fsdp is for -> images of a step on a chip
+VIT = 'vit_base_patch16_224'
+LARGE = {'resnext101_32x48d': 16, 'tf_efficientnet_l2': 8, VIT: 64}  # networks that fsdp is for -> images a chip
 
 
 def resnet50(resolution, topology, *extra, steps='train'):
@@ -47,7 +48,13 @@ RUNS = (
     | {file_name(name, 'v5e:4x4_fsdp'): large(name, 'v5e:4x4', FSDP, steps='finetune,evaluate') for name in LARGE}
     | {file_name(name, 'h100:8'): large(name, 'h100:8') for name in LARGE}
     | {file_name(name, 'h100:8_fsdp'): large(name, 'h100:8', FSDP) for name in LARGE}
-    | {file_name(name, 'v5e:4x4_fsdp_train'): large(name, 'v5e:4x4', FSDP, REMAT, steps='train') for name in LARGE}
+    | {
+        file_name(name, 'v5e:4x4_fsdp_train'): large(name, 'v5e:4x4', FSDP, REMAT, steps='train')
+        for name in LARGE
+        if name != VIT
+    }
+    | {file_name(VIT, t, 'train'): large(VIT, t, steps='train') for t in ('v5e:4x4', 'h100:8')}
+    | {file_name(VIT, t, 'train_fsdp'): large(VIT, t, FSDP, steps='train') for t in ('v5e:4x4', 'h100:8')}
     | {file_name('resnet50', r, t): resnet50(r, t) for t in ('v5e:2x2', 'v5e:16x16', 'v5p:2x2x1') for r in SIZES}
     | {'resnet50_128_v5e_2x2_global_bn': resnet50(128, 'v5e:2x2', '--config.model.bn_group_size=0')}
 )

@@ -25,6 +25,7 @@ def found():
         'test_resolution': 64,
         'test_resolution_chosen_on': 'held-out training images',
         'rejected': [],
+        'config': {'adaptation': 'one_pass', 'adapt': {'solver': 'lbfgs'}},
         'larger_minus_train_resolution': change(-8.25),
         'adapted_minus_train_resolution': change(6.45),
         'control_minus_train_resolution': change(0.5),
@@ -46,6 +47,14 @@ def test_without_the_control_the_verdict_says_what_is_not_known(found):
     del found['control_minus_train_resolution'], found['adapted_minus_control']
     said = findings.verdict(found)
     assert said.endswith('How much of it is refitting was not measured (control=False).') and 'The rest' not in said
+
+
+@pytest.mark.parametrize(('adaptation', 'said'), [('one_pass', 'New statistics'), ('finetune', 'Refitting')])
+def test_an_adaptation_that_keeps_the_classifier_is_not_called_refitting(found, adaptation, said):
+    found['config'] = {'adaptation': adaptation, 'adapt': {'solver': 'none'}}  # which is of one pass alone
+    assert f'{said} alone, adapted at 48,' in findings.verdict(found)
+    found['rejected'] = ['control']
+    assert f'{said} alone, at 48, was rejected' in findings.verdict(found)
 
 
 def test_a_training_size_that_was_kept_is_no_gain_of_resolution(found):
@@ -87,7 +96,7 @@ def made(chosen=64, num_classes=4, published=None, uneven=0.0, **kept_old):
         results,
         train_resolution=48,
         num_classes=num_classes,
-        config={'model': {'name': 'resnet18'}},
+        config={'model': {'name': 'resnet18'}, 'adaptation': 'one_pass', 'adapt': {'solver': 'lbfgs'}},
         environment=where,
         cost=cost,
         published=published,
@@ -118,7 +127,7 @@ def test_a_rejected_adaptation_is_said_and_is_no_row_and_no_interval():
     ]
     assert [row[0] for row in findings.difference_table(value)[1]] == [
         'larger resolution, not adapted',
-        'refitting: adaptation at the training size',
+        'adaptation, at the training size',
     ]
     assert 'rejected' in findings.networks_of_curve(value)['after']
     assert findings.curve_table(value)[0] == ('test resolution', 'not adapted, top-1 (%)')

@@ -19,7 +19,7 @@ STEPS = {
     'larger_minus_train_resolution': 'larger resolution, not adapted',
     'adapted_minus_larger': 'adaptation, at the test resolution',
     'adapted_minus_train_resolution': 'both together',
-    'control_minus_train_resolution': 'refitting: adaptation at the training size',
+    'control_minus_train_resolution': 'adaptation, at the training size',
     'averaged_minus_not_averaged': 'averaging the parameters, at the training size',
     'adapted_minus_control': 'resolution: the larger one, between adapted networks',
 }
@@ -47,17 +47,24 @@ def verdict(report: dict[str, Any]) -> str:
     if train == test:
         return f'{kept} {both}.'
     sentences = [f'{both} over its training size, {train}.', larger]
+    fitted = 'New statistics' if _keeps_the_classifier(report) else 'Refitting'
     if 'control' in rejected:
-        sentences.append(f'Refitting alone, at {train}, was rejected on the held-out images: all of it is resolution.')
+        sentences.append(f'{fitted} alone, at {train}, was rejected on the held-out images: all of it is resolution.')
     elif 'adapted_minus_control' in report:
         sentences += [
-            f'Refitting alone, adapted at {train}, {_gains(report["control_minus_train_resolution"])}.',
+            f'{fitted} alone, adapted at {train}, {_gains(report["control_minus_train_resolution"])}.',
             f'The rest is resolution: between adapted networks, {test} over {train} '
             f'{_gains(report["adapted_minus_control"])}.',
         ]
     else:
-        sentences.append('How much of it is refitting was not measured (control=False).')
+        sentences.append(f'How much of it is {fitted.lower()} was not measured (control=False).')
     return ' '.join(sentences)
+
+
+def _keeps_the_classifier(report: dict[str, Any]) -> bool:
+    """Whether the adaptation was new statistics of BatchNorm and nothing else."""
+    config = report['config']
+    return config['adaptation'] == 'one_pass' and config['adapt']['solver'] == 'none'
 
 
 def _gains(change: dict[str, float]) -> str:
