@@ -28,9 +28,10 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, tokens, channels = x.shape
-        heads = (self.heads, channels // self.heads)
-        qkv = layers.Linear(3 * channels, name='qkv')(x).reshape(batch, tokens, 3, *heads)
-        y = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        qkv = layers.Linear(3 * channels, name='qkv')(x)
+        # Split before the heads become an axis: of five axes XLA:TPU copies the map, twice.
+        parts = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+        y = jax.nn.dot_product_attention(*parts)
         return layers.Linear(channels, name='proj')(y.reshape(x.shape))
 
 
