@@ -75,6 +75,14 @@ def test_activations_may_be_bfloat16():
     np.testing.assert_allclose(logits, exact, atol=0.1 * np.abs(exact).max())
 
 
+def test_attention_never_has_queries_keys_and_values_and_heads_as_axes_of_one_map():
+    layer, x = vit.Attention(3), jnp.zeros((2, 5, 24))
+    variables = layer.init(jax.random.key(0), x)
+    text = jax.jit(jax.grad(lambda variables: layer.apply(variables, x).sum())).lower(variables).as_text()
+    assert 'tensor<2x5x3x8xf32>' in text  # heads and their channels
+    assert '2x5x3x3x8' not in text
+
+
 def test_a_channel_without_any_response_has_a_gradient():
     x = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype(np.float32)
     x[0, ..., 1] = 0
