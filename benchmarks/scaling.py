@@ -48,11 +48,7 @@ RUNS = (
     | {file_name(name, 'v5e:4x4_fsdp'): large(name, 'v5e:4x4', FSDP, steps='finetune,evaluate') for name in LARGE}
     | {file_name(name, 'h100:8'): large(name, 'h100:8') for name in LARGE}
     | {file_name(name, 'h100:8_fsdp'): large(name, 'h100:8', FSDP) for name in LARGE}
-    | {
-        file_name(name, 'v5e:4x4_fsdp_train'): large(name, 'v5e:4x4', FSDP, REMAT, steps='train')
-        for name in LARGE
-        if name != VIT
-    }
+    | {file_name(name, 'v5e:4x4_fsdp_train'): large(name, 'v5e:4x4', FSDP, REMAT, steps='train') for name in LARGE}
     | {file_name(VIT, t, 'train'): large(VIT, t, steps='train') for t in ('v5e:4x4', 'h100:8')}
     | {file_name(VIT, t, 'train_fsdp'): large(VIT, t, FSDP, steps='train') for t in ('v5e:4x4', 'h100:8')}
     | {file_name('resnet50', r, t): resnet50(r, t) for t in ('v5e:2x2', 'v5e:16x16', 'v5p:2x2x1') for r in SIZES}
