@@ -45,6 +45,18 @@ def watched(batches, compilations, counts):
     counts.append(len(compilations))
 
 
+def test_a_save_compiles_nothing(tmp_path, compilations):
+    """Not even the first: it holds the step up, and a process that is told to stop has seconds for it."""
+    mesh = sharding.make_mesh()
+    tx = make_sgd(make_schedule('constant', 0.01, num_steps=9), momentum=0.9, weight_decay=0.0)
+    now = state.create(MODEL, tx, '.*', key=jax.random.key(0), mesh=mesh)
+    compilations.clear()
+    with contextlib.closing(Checkpoints(epath.Path(tmp_path))) as checkpoints:
+        checkpoints.save(1, now.items)
+    assert mesh.size == 8
+    assert not compilations
+
+
 def test_training_compiles_nothing_after_the_first_steps(tmp_path, compilations):
     mesh, key = sharding.make_mesh(), jax.random.key(0)
     tx = make_sgd(make_schedule('constant', 0.01, num_steps=9), momentum=0.9, weight_decay=0.0)

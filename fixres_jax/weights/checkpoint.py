@@ -38,7 +38,7 @@ class Checkpoints:
         self.directory = epath.Path(directory) / 'checkpoints'
         self._manager = ocp.CheckpointManager(
             files.absolute(self.directory),
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
+            item_handlers={name: _handler() for name in ITEMS},
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 cleanup_tmp_directories=True,
@@ -63,7 +63,7 @@ class Checkpoints:
         if step in self.steps:
             return
         with self._writing():
-            saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+            saved = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
             self._manager.save(step, args=ocp.args.Composite(**saved))
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
@@ -111,7 +111,7 @@ class Checkpoints:
                     )
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}),
+                args=ocp.args.Composite(**{name: _wanted(tree) for name, tree in abstract.items()}),
             )
         except UsageError:
             raise
@@ -135,6 +135,19 @@ class Checkpoints:
         """Wait for the last save and let go of the folder."""
         with self._writing():
             self._manager.close()
+
+
+def _handler(copy_host_arrays: bool = True) -> ocp.PyTreeCheckpointHandler:
+    """Return what writes and reads a tree of arrays, those on the host copied first if they may change meanwhile."""
+    host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=copy_host_arrays)
+    # Shares of each replica would be cut by a program for each shape, which take longer to compile than to write whole.
+    devices = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, host), (jax.Array, devices))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+
+
+def _wanted(tree: Any) -> ocp.args.PyTreeRestore:
+    return ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
 
 
 @contextlib.contextmanager
@@ -185,11 +198,7 @@ def save_model(directory: epath.Path, variables: Any, metadata: dict[str, Any]) 
     disk.quieten()
     directory = epath.Path(directory)
     # Arrays on the host change no more: orbax need not copy gigabytes of them before it writes.
-    host = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
-    # Shares of each replica would be cut by a program for each shape, which take longer to compile than to write whole.
-    devices = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, host), (jax.Array, devices))
-    handlers = {'model': ocp.PyTreeCheckpointHandler(type_handler_registry=registry)}
+    handlers = {'model': _handler(copy_host_arrays=False)}
     with _one_line(f'A network could not be written to {directory}', lambda: 'Make room or mend the disk.'):
         with ocp.CheckpointManager(files.absolute(directory / 'checkpoints'), item_handlers=handlers) as manager:
             manager.save(0, args=ocp.args.Composite(model=ocp.args.PyTreeSave(variables)))
