@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fixres_jax import models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.machines import sharding
 from fixres_jax.models import EVAL, TRAIN, Mode, layers
@@ -108,6 +109,14 @@ def test_a_step_on_a_mesh_traces_no_layer_for_another_platform(platform):
 
     traced = {on: str(jax.make_jaxpr(jax.grad(on))(variables['params'])) for on in (loss, on_a_mesh_of(platform, loss))}
     assert ['platform_index' in text for text in traced.values()] == [True, False]
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'efficientnet_b0'])
+def test_parameters_are_drawn_without_a_layer_for_any_platform(name):
+    model, key, image = models.create(name, 3), jax.random.key(0), draw(1, 32, 32, 3)
+    variables = model.shapes()
+    traced = [jax.make_jaxpr(model.init)(key), jax.make_jaxpr(lambda v: model.apply(v, image, EVAL))(variables)]
+    assert ['platform_index' in str(text) for text in traced] == [False, True]
 
 
 def test_accelerators_keep_the_depthwise_convolution():

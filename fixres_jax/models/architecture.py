@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fixres_jax.core import trees
 from fixres_jax.core.errors import UsageError, nearest
+from fixres_jax.models import devices
 from fixres_jax.models.layers import EVAL, Mode
 
 # {'params': tree of float32, 'batch_stats': tree of float32}, of arrays or of their shapes
@@ -145,7 +146,8 @@ class Model:
     def init(self, key: jax.Array) -> Variables:
         """Draw variables: the same ones whatever the devices."""
         size = self.architecture.min_resolution
-        variables = self.module.init(key, jnp.zeros((1, size, size, 3), jnp.uint8), EVAL)
+        with devices.on_none():
+            variables = self.module.init(key, jnp.zeros((1, size, size, 3), jnp.uint8), EVAL)
         return {'batch_stats': {}} | variables  # which networks without BatchNorm have too
 
     def shapes(self) -> Variables:
