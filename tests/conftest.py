@@ -25,6 +25,9 @@ import pytest
 from absl import flags
 from PIL import Image
 
+from fixres_jax import models
+from toy import TOY
+
 jax.devices()  # reads the flags
 os.environ['XLA_FLAGS'] = FLAGS  # libtpu, in tests that compile for TPUs, ends at those that it does not know.
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -44,6 +47,14 @@ def _logs_as_they_were():
     ours.handlers, ours.propagate = handlers, propagate
     for log, level in zip(logs, levels, strict=True):
         log.setLevel(level)
+
+
+@pytest.fixture(scope='module')
+def toy():
+    """Among the architectures a network that compiles at once, for what does not depend on the network."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.ARCHITECTURES, 'toy', TOY)
+        yield
 
 
 def _photographs(name: str) -> Path:

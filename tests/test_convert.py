@@ -49,6 +49,13 @@ def safetensors_file(tmp_path):
     return path
 
 
+@pytest.fixture
+def few_architectures(monkeypatch):
+    """Fewer to compare weights with, where they fit none."""
+    few = ('tf_efficientnet_lite0', 'tf_efficientnet_lite1', 'efficientnet_lite0', 'resnet18', 'resnet34')
+    monkeypatch.setattr(models, 'ARCHITECTURES', {name: models.ARCHITECTURES[name] for name in few})
+
+
 @pytest.mark.parametrize('name', resnet.ROWS)
 def test_round_trip_is_bit_exact(name):
     # The narrowest that has channels in its groups, and in both halves of a deep stem.
@@ -71,7 +78,7 @@ def test_axes_and_names_move():
     np.testing.assert_array_equal(stats['layer2']['0']['bn1']['var'], start['layer2.0.bn1.running_var'])
 
 
-def test_every_difference_is_listed_with_the_nearest_name():
+def test_every_difference_is_listed_with_the_nearest_name(few_architectures):
     model, start = models.create('resnet18', weights.CLASSES, width=WIDTH), state_dict_of()
     start['layer4.1.bn_2.weight'] = start.pop('layer4.1.bn2.weight')
     start['conv1.weight'] = start['conv1.weight'][:, :1]
@@ -549,7 +556,7 @@ def test_a_file_of_torchvision_brings_its_padding_and_mean_whatever_it_is_called
     assert told in capsys.readouterr().err
 
 
-def test_a_stem_of_a_width_that_no_network_can_have_fits_none():
+def test_a_stem_of_a_width_that_no_network_can_have_fits_none(few_architectures):
     few = {'conv_stem.weight': np.ones((1, 3, 3, 3)), 'classifier.bias': np.ones(3)}
     assert torch_weights.fitting(few) == []
 
@@ -621,7 +628,7 @@ def test_the_auxiliary_classifier_of_inception_is_left_out_with_a_word(tmp_path,
     assert network.load(tmp_path / 'out').about['mean'] == [0.5, 0.5, 0.5]
 
 
-def test_the_padding_travels_with_the_weights(tmp_path, capsys, monkeypatch):
+def test_the_padding_travels_with_the_weights(tmp_path, capsys, few_architectures):
     model = models.create('tf_efficientnet_lite0', 3, width=8)
     start = {key: weights.weight(key, leaf.shape) for key, leaf in torch_weights.torch_shapes(model).items()}
     state_dicts.save(tmp_path / 'x.safetensors', start, {})
@@ -633,8 +640,6 @@ def test_the_padding_travels_with_the_weights(tmp_path, capsys, monkeypatch):
     assert "padding='none' is none of ('same', 'symmetric')" in capsys.readouterr().err
     assert run('resnet18', tmp_path / 'x.safetensors', tmp_path / 'no', '--padding', 'same', '--num-classes', 3) == 2
     assert "model.padding='same': a resnet18 has no such option" in capsys.readouterr().err
-    few = ('tf_efficientnet_lite0', 'tf_efficientnet_lite1', 'efficientnet_lite0', 'resnet18')
-    monkeypatch.setattr(models, 'ARCHITECTURES', {name: models.ARCHITECTURES[name] for name in few})
     assert run('tf_efficientnet_lite1', tmp_path / 'x.safetensors', tmp_path / 'no') == 2
     assert 'They fit tf_efficientnet_lite0 and efficientnet_lite0' in capsys.readouterr().err
 

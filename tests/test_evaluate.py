@@ -10,8 +10,9 @@ from fixres_jax.evaluation import evaluate
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.weights.network import Network
+from toy import make_toy
 
-MODEL = models.create('resnet18', 4, width=8)
+MODEL = make_toy(4)
 
 
 @pytest.fixture(scope='module')

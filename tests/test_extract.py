@@ -5,19 +5,20 @@ import numpy as np
 import pytest
 from etils import epath
 
-from fixres_jax import extract, models
+from fixres_jax import extract
 from fixres_jax.data import pipeline, sources, transforms
 from fixres_jax.evaluation import outputs, scores
 from fixres_jax.machines import sharding
 from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.models import EVAL
 from fixres_jax.weights.network import Network
+from toy import make_toy
 
 
 @pytest.fixture(scope='module')
 def extracted(tiny_folder, tmp_path_factory):
     """Two folders, plain and with flips, of 24 images in batches of 10, and what made them."""
-    model, mesh = models.create('resnet18', 4, width=8), sharding.make_mesh(jax.devices()[:2])
+    model, mesh = make_toy(4), sharding.make_mesh(jax.devices()[:2])
     variables = jax.jit(lambda: model.init(jax.random.key(0)))()
     variables = jax.device_put(variables, sharding.replicated(mesh))
     source, folders = sources.create(tiny_folder, 'val'), []

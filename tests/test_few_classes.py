@@ -12,7 +12,6 @@ import scipy.optimize
 
 import fixres_jax
 from configs import base
-from fixres_jax import models
 from fixres_jax.adaptation import adapt, classifier
 from fixres_jax.core import losses, trees
 from fixres_jax.core.errors import UsageError
@@ -22,19 +21,11 @@ from fixres_jax.training import optimizers
 from fixres_jax.weights import network
 from test_adapt import HOW, SGD, random_embeddings
 from test_library import command
-from test_toy_architecture import TOY
 
 CLASSES = ['ant', 'bee', 'cat', 'dog']
+pytestmark = pytest.mark.usefixtures('toy')
 PRESENT, ABSENT = [1, 3], [0, 2]
 WIDE = [1, 3, 4]  # the classes of `random_embeddings` among the seven of a wider network
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _toy():
-    """A network that compiles at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.ARCHITECTURES, 'toy', TOY)
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +45,7 @@ def few(tiny_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def net(_toy):
+def net(toy):
     return fixres_jax.random('toy', CLASSES, train_resolution=32)
 
 

@@ -12,26 +12,17 @@ import pytest
 import safetensors.numpy
 
 import fixres_jax
-from fixres_jax import models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.data import transforms
 from fixres_jax.evaluation.table import TIMM
 from fixres_jax.weights import imagenet
-from test_toy_architecture import TOY
 
 CLASSES = ['ant', 'bee', 'cat', 'dog']
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _toy():
-    """A network that compiles at once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.ARCHITECTURES, 'toy', TOY)
-        yield
+pytestmark = pytest.mark.usefixtures('toy')
 
 
 @pytest.fixture(scope='module')
-def nets(_toy, tiny_folder):
+def nets(toy, tiny_folder):
     """A network, what an adaptation at a resolution of its choice makes of it, and the files of both."""
     net = fixres_jax.random('toy', CLASSES, train_resolution=32)
     return net, fixres_jax.adapt(net, tiny_folder, resolutions=(32, 48), held_out=0.25, unseen=True)

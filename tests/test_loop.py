@@ -18,8 +18,9 @@ from fixres_jax.training.schedules import make_schedule
 from fixres_jax.training.step import make_train_step
 from fixres_jax.weights.checkpoint import Checkpoints
 from fixres_jax.weights.network import Network
+from toy import make_toy
 
-MODEL = models.create('resnet18', 4, width=8, bn_group_size=8)
+MODEL = make_toy(4, bn_group_size=8, width=8)  # of channels that eight devices could share
 COMPILED = '/jax/core/compile/backend_compile_duration'
 
 

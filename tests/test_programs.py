@@ -14,16 +14,13 @@ from fixres_jax.machines.runtime import Runtime
 from fixres_jax.training import train
 from fixres_jax.weights.network import Network
 from test_train import FROM_SCRATCH
-from toy import TOY
 
 GROWING = {share: transforms.make_train(size) for share, size in ((0.0, 32), (0.5, 48))}
 
 
 @pytest.fixture(scope='module')
-def model():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.ARCHITECTURES, 'toy', TOY)
-        yield models.create('toy', 4, bn_group_size=8)
+def model(toy):
+    return models.create('toy', 4, bn_group_size=8)
 
 
 def run(model, directory, folder, devices=None):

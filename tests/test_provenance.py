@@ -10,14 +10,14 @@ import pytest
 from etils import epath
 
 from configs import base
-from fixres_jax import models
 from fixres_jax.core.errors import UsageError
 from fixres_jax.runs import phases, provenance, recipe, settings
 from fixres_jax.runs.run import open_run
 from fixres_jax.weights import checkpoint
+from toy import make_toy
 
-MODEL = models.create('resnet18', 4, width=8)
 CLASSES = ['ant', 'bee', 'cat', 'dog']
+pytestmark = pytest.mark.usefixtures('toy')
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def data(tmp_path, tiny_folder):
 def config(data):
     c = base.get_config()
     c.validate_every_epochs = 0.0  # a program less to compile
-    c.model.update(name='resnet18', width=8, bn_group_size=16)
+    c.model.update(name='toy', bn_group_size=16)
     c.data.update(source=str(data), held_out_fraction=0.25)
     c.train.update(resolution=32, batch_size=16, epochs=1.0)
     c.finetune.update(epochs=1.0, batch_size=16)
@@ -45,7 +45,7 @@ def draw(model):
 
 @pytest.fixture(scope='module')
 def variables():
-    return draw(MODEL)
+    return draw(make_toy(4))
 
 
 def copy(config, **fields):
@@ -134,14 +134,14 @@ def test_another_number_of_drawings_is_noticed(config, variables, caplog):
     root = epath.Path(config.data.source).parent
     config = copy(config, data__source='drawings', data__drawings__train=36, data__drawings__val=9)
     metadata = open_run(settings.read(copy(config, task='train')), root / 'train').start.about
-    checkpoint.save_model(root / 'network', draw(models.create('resnet18', 9, width=8)), metadata)
+    checkpoint.save_model(root / 'network', draw(make_toy(9)), metadata)
     for count, unseen in ((36, True), (200, False)):
         config = copy(config, task='adapt', init_from=str(root / 'network'), data__drawings__train=count)
         assert open_run(settings.read(config), root / f'adapt{count}').adaptation.unseen == unseen
 
 
 def test_weights_without_a_record_may_have_seen_everything(config, variables, tmp_path, caplog):
-    about = {'architecture': 'resnet18', 'width': 8, 'num_classes': 4}
+    about = {'architecture': 'toy', 'num_classes': 4}
     checkpoint.save_model(epath.Path(tmp_path) / 'imported', variables, about)
     made, said = adapting(config, str(tmp_path / 'imported'), caplog)
     assert not made.adaptation.unseen and 'carries no record' in said
@@ -158,7 +158,7 @@ def test_weights_without_a_record_may_have_seen_everything(config, variables, tm
 @pytest.mark.parametrize('task', ['recipe', 'adapt'])
 def test_weights_without_a_record_have_not_seen_images_of_other_classes(config, variables, tmp_path, task):
     """With a fresh classifier held-out images choose; a training that is on record is held against them still."""
-    about = {'architecture': 'resnet18', 'width': 8, 'num_classes': 4}
+    about = {'architecture': 'toy', 'num_classes': 4}
     checkpoint.save_model(epath.Path(tmp_path) / 'imported', variables, about)
     fields = {'init_from': str(tmp_path / 'imported'), 'task': task}
     assert make(copy(config, **fields, reset_head=True)).adaptation.unseen
@@ -173,7 +173,7 @@ def test_weights_without_a_record_have_not_seen_images_of_other_classes(config, 
 
 @pytest.mark.parametrize(('classes', 'unseen'), [(('cat', 'dog'), True), (('bee', 'cat'), False)])
 def test_a_training_on_record_has_not_seen_images_of_classes_that_it_does_not_know(config, tmp_path, classes, unseen):
-    pair = draw(models.create('resnet18', 2, width=8))
+    pair = draw(make_toy(2))
     network, _ = trained(copy(config, data__classes=('ant', 'bee')), pair, 'pair')
     fields = {'init_from': network, 'task': 'adapt', 'data__classes': classes, 'reset_head': True}
     assert make(copy(config, **fields)).adaptation.unseen == unseen
@@ -253,7 +253,7 @@ def test_some_of_the_networks_classes_are_scored_among_all_and_by_themselves(con
     bee, dog = np.log(softmax[:, [1, 3]]).T
     # A network that says each of the two for half of the images, and before either a class that the data do not have.
     variables, about = checkpoint.load_model(network)
-    variables['params']['fc']['bias'] += np.float32([20, 0, 0, np.median(bee - dog)])
+    variables['params']['head']['bias'] += np.float32([20, 0, 0, np.median(bee - dog)])
     chosen['init_from'] = f'{network}_live'
     checkpoint.save_model(chosen['init_from'], variables, about)
     result, _ = run(config, 'a', task='evaluate', **chosen)
@@ -269,7 +269,7 @@ def test_some_of_the_networks_classes_are_scored_among_all_and_by_themselves(con
     assert point['low_among_present'] < point['top1_among_present'] < point['high_among_present']
     report, workdir = run(config, 'c', task='recipe', train__epochs=0.0, **chosen)
     assert checkpoint.load_metadata(workdir)['class_names'] == CLASSES
-    assert checkpoint.load_model(workdir)[0]['params']['fc']['bias'].shape == (4,)
+    assert checkpoint.load_model(workdir)[0]['params']['head']['bias'].shape == (4,)
     assert report['numbers']['larger']['top1_among_present'] == point['top1_among_present']
     for name in ('report.md', 'report.html'):
         text = (workdir / name).read_text()
@@ -300,7 +300,7 @@ def test_a_long_difference_of_classes_is_cut():
 
 
 def test_a_network_that_names_no_classes_goes_by_their_number(config, variables, tmp_path):
-    about = {'architecture': 'resnet18', 'width': 8, 'num_classes': 4}
+    about = {'architecture': 'toy', 'num_classes': 4}
     checkpoint.save_model(epath.Path(tmp_path) / 'imported', variables, about)
     fields = {'init_from': str(tmp_path / 'imported'), 'task': 'evaluate'}
     backwards = make(copy(config, **fields, data__classes=tuple(reversed(CLASSES))))
@@ -311,6 +311,6 @@ def test_a_network_that_names_no_classes_goes_by_their_number(config, variables,
 
 def test_a_network_with_spare_outputs_needs_not_be_told_their_number(config):
     wide = copy(config, model__num_classes=7)
-    network, _ = trained(wide, draw(models.create('resnet18', 7, width=8)), 'wide')
+    network, _ = trained(wide, draw(make_toy(7)), 'wide')
     made = make(copy(config, task='evaluate', init_from=network))
     assert made.start.model.num_classes == 7 and made.start.about['class_names'] == CLASSES and made.present is None

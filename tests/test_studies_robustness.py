@@ -12,7 +12,6 @@ from PIL import Image
 
 from conftest import pattern
 from defaults import optimization
-from fixres_jax import models
 from fixres_jax.adaptation import adapt
 from fixres_jax.core import files, tables
 from fixres_jax.core.errors import UsageError
@@ -229,10 +228,9 @@ def test_a_variant_that_cannot_be_scored_is_one_clear_line(tmp_path, spec, messa
 
 
 @pytest.fixture
-def config(tiny_folder, monkeypatch):
+def config(tiny_folder, toy):
     from configs import robustness as module
 
-    monkeypatch.setitem(models.ARCHITECTURES, 'toy', TOY)
     c = module.get_config()
     c.data.source = str(tiny_folder)
     c.data.held_out_fraction = 0.25

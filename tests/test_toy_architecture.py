@@ -18,10 +18,7 @@ from fixres_jax.studies import advice, sizes
 from fixres_jax.weights import network
 from toy import EPSILON, TOY
 
-
-@pytest.fixture(autouse=True)
-def _the_record_alone(monkeypatch):
-    monkeypatch.setitem(models.ARCHITECTURES, 'toy', TOY)
+pytestmark = pytest.mark.usefixtures('toy')
 
 
 @pytest.fixture(scope='module')

@@ -16,7 +16,7 @@ from fixres_jax.machines.runtime import Feed, Runtime
 from fixres_jax.training import metrics_log
 from fixres_jax.weights.network import Network
 from test_metrics import tensorboard_points
-from test_train import MODEL, changed, run, steps_logged
+from test_train import TOY, changed, run, steps_logged
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +28,7 @@ def held_out(tiny_folder):
 def validate(held_out):
     """Of 24 images in batches of 16, so that the second one is padded."""
     feed = Feed(Runtime(sharding.make_mesh()), 16, 'validation')
-    return validation.make_validation(MODEL, held_out, transforms.make_test(32), feed)
+    return validation.make_validation(TOY, held_out, transforms.make_test(32), feed)
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +45,7 @@ def test_it_is_the_accuracy_of_each_epoch_and_disturbs_nothing(
     found = {}
 
     def kept(variables):
-        found[len(found)] = {name: np.asarray(leaf) for name, leaf in variables['params']['fc'].items()}
+        found[len(found)] = {name: np.asarray(leaf) for name, leaf in variables['params']['head'].items()}
         return validate(variables)
 
     with_it, _ = run(tmp_path / 'with', tiny_folder, log_every_steps=2, validate=kept)
@@ -57,7 +57,7 @@ def test_it_is_the_accuracy_of_each_epoch_and_disturbs_nothing(
     plain = {line['step']: line for line in metrics_log.read_metrics(without[0] / 'metrics.jsonl')}
     assert validated[6]['loss'] == pytest.approx(plain[6]['loss'])
     # The last one is that of the network that comes out, by the other way to count.
-    network = {'last': Network(MODEL, with_it)}
+    network = {'last': Network(TOY, with_it)}
     feed = Feed(Runtime(sharding.make_mesh()), 24)
     point = evaluate.evaluate(network, held_out, {32: transforms.make_test(32)}, feed)['points'][0]
     assert 100 * validated[6]['validation_top1'] == pytest.approx(point['top1'])

@@ -41,7 +41,7 @@ TOY = Architecture(
 )  # fmt: skip
 
 
-def make_toy(num_classes: int = 4, bn_group_size: int | None = None) -> Model:
+def make_toy(num_classes: int = 4, bn_group_size: int | None = None, width: int = TOY.width) -> Model:
     """Return a model of the architecture, which compiles in a moment."""
-    own = {'width': TOY.width, 'mean': TOY.mean, 'std': TOY.std}
+    own = {'width': width, 'mean': TOY.mean, 'std': TOY.std}
     return Model(TOY, TOY.build(num_classes=num_classes, bn_group_size=bn_group_size, **own))
